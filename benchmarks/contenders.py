@@ -378,7 +378,13 @@ def _best(images: Images, *, plain: bool) -> Run:
     varied = np.random.default_rng(0).random((512, 3, *images.shape[2:]), np.float32)
     start_at_pca(model, [torch.from_numpy(varied)])
     runtime.model_to_device(model)
-    optimizer = make_optimizer(model, train_config)
+    if plain:
+        groups = model.parameter_groups()
+        optimizer = torch.optim.AdamW(
+            groups, train_config.learning_rate, betas=(0.9, 0.99), weight_decay=0.01
+        )
+    else:
+        optimizer = make_optimizer(model, train_config)
     batch = runtime.to_device(torch.from_numpy(images))
 
     def run(steps: int) -> list[float]:

@@ -8,6 +8,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
 from autoencode.models.convolutions import (
+    Bias,
     Decoder,
     Encoder,
     LinearDecoder,
@@ -28,6 +29,55 @@ def test_pooling_before_the_bias_and_rectifying_computes_the_function_the_paper_
         convolved = nn.functional.conv2d(features, weight, bias, padding=1)
         features = nn.functional.max_pool2d(nn.functional.relu(convolved), 2)
     torch.testing.assert_close(encoder(images), features.flatten(1))
+
+
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU has no bf16 in oneDNN")
+def test_the_encoder_by_onednn_computes_its_layers_and_rounds_less() -> None:
+    torch.manual_seed(0)
+    encoder = Encoder((16, 32), batch_norm=False).to(memory_format=torch.channels_last)
+    images = torch.rand(8, 3, 32, 32).contiguous(memory_format=torch.channels_last).requires_grad_()
+    direction = torch.randn(8, 32 * 8 * 8)
+
+    def computed(layers: nn.Module, *, bf16: bool) -> list[Tensor]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            features = layers(images).flatten(1).float()
+        (features * direction).sum().backward()
+        inputs = [*encoder.parameters(), images]
+        found = [features.detach(), *(one.grad for one in inputs if one.grad is not None)]
+        for one in inputs:
+            one.grad = None
+        return found
+
+    exact = computed(encoder, bf16=False)
+    by_layers = computed(encoder.layers, bf16=True)
+    by_onednn = computed(encoder, bf16=True)
+    assert not torch.equal(by_onednn[0], by_layers[0])  # they are two ways
+    assert len(by_onednn) == 6
+    assert _distance(by_onednn[0], exact[0]) < _distance(by_layers[0], exact[0])
+    # Of gradients, too, in all: each way rounds some values to the other side of ReLU or of a maximum.
+    found, other, wanted = (
+        torch.cat([one.flatten() for one in way[1:]]) for way in (by_onednn, by_layers, exact)
+    )
+    assert _distance(found, wanted) < 1.1 * _distance(other, wanted) < 0.2
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(encoder(images).float(), by_onednn[0])
+
+
+def _distance(found: Tensor, wanted: Tensor) -> float:
+    return float((found - wanted).norm() / wanted.norm())
+
+
+@pytest.mark.parametrize("channels", [3, 32])
+def test_a_bias_is_added_to_each_channel_in_any_memory_format(channels: int) -> None:
+    torch.manual_seed(0)
+    shift = Bias(nn.Conv2d(2, channels, 3))
+    features, direction = torch.randn(2, channels, 4, 6), torch.randn(2, channels, 4, 6)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        shift.bias.grad = None
+        found = shift(features.clone(memory_format=layout))
+        assert torch.equal(found, features + shift.bias.detach().view(1, -1, 1, 1))
+        (found * direction).sum().backward()
+        torch.testing.assert_close(shift.bias.grad, direction.sum((0, 2, 3)))
 
 
 def test_a_bias_apart_from_its_convolution_has_the_gradient_of_one_inside() -> None:

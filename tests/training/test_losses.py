@@ -23,6 +23,22 @@ def test_squared_and_absolute_errors_are_those_of_torch() -> None:
     assert losses.l1_loss(IMAGES, RESTORED) == F.l1_loss(RESTORED, IMAGES)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_gradient_of_the_squared_error_is_that_of_torch_and_lies_as_the_images_do(
+    dtype: torch.dtype, layout: torch.memory_format
+) -> None:
+    torch.manual_seed(0)
+    images = torch.rand(2, 3, 4, 6).contiguous(memory_format=layout)
+    ours = torch.rand(2, 3, 4, 6).to(dtype).contiguous(memory_format=layout).requires_grad_()
+    theirs = ours.detach().clone().requires_grad_()
+    (3 * losses.mse_loss(images, ours)).backward()
+    (3 * F.mse_loss(theirs.float(), images)).backward()
+    assert ours.grad is not None
+    assert ours.grad.is_contiguous(memory_format=layout)
+    torch.testing.assert_close(ours.grad, theirs.grad)
+
+
 def test_the_objective_of_a_vae_is_the_elbo_divided_by_the_values_of_an_image() -> None:
     found = losses.terms("gaussian", IMAGES, gaussian_output(), beta=0.5, sigma2=0.01)
     likelihood = gaussian_log_likelihood(IMAGES, RESTORED, 0.01).mean()

@@ -1,12 +1,17 @@
-"""Muon's steps against the singular value decomposition, and Adam's against torch."""
+"""Muon's steps against the singular value decomposition, Adam's against torch, fused ones against others."""
 
 from __future__ import annotations
+
+import copy
 
 import pytest
 import torch
 from torch import nn
 
-from autoencode.training.optim import Muon, orthogonal
+from autoencode import Autoencoder, Preprocessing
+from autoencode.training.optim import Muon, make_optimizer, orthogonal, set_rate
+from autoencode.training.presets import settings
+from autoencode.training.runtime import choose_runtime
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (6, 40), (40, 6), (3, 27)])
@@ -82,3 +87,29 @@ def test_a_step_that_can_be_recorded_is_the_same_step() -> None:
         assert isinstance(muon.state[vector]["step"], torch.Tensor)
         finals.append(torch.cat([matrix.detach().flatten(), vector.detach()]))
     torch.testing.assert_close(*finals, rtol=1e-5, atol=1e-6)
+
+
+def test_steps_of_adamw_with_channels_innermost_are_those_of_its_formula() -> None:
+    torch.manual_seed(0)
+    config, train_config = settings("best", code_size=8, widths=(4, 8))
+    model = Autoencoder(config, Preprocessing(32, 32))
+    runtime = choose_runtime("cpu")
+    runtime.model_to_device(model)
+    plain = copy.deepcopy(model)
+    optimizer = make_optimizer(model, train_config)
+    expected = torch.optim.AdamW(
+        plain.parameter_groups(), betas=(0.9, 0.99), weight_decay=0.01, foreach=False, fused=False
+    )
+    images = runtime.to_device(torch.rand(4, 3, 32, 32))
+    for _ in range(3):
+        set_rate(optimizer, 0.01)
+        set_rate(expected, 0.01)
+        optimizer.zero_grad()
+        with runtime.autocast():
+            restored = model(images).images
+        (restored - images).square().mean().backward()
+        for one, other in zip(model.parameters(), plain.parameters(), strict=True):
+            other.grad = None if one.grad is None else one.grad.clone()
+        optimizer.step()
+        expected.step()
+    torch.testing.assert_close(list(model.parameters()), list(plain.parameters()))

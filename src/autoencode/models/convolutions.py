@@ -30,6 +30,9 @@ CHANNELS = 3
 _COARSE_PX, _RADIUS = 1.5, 5
 
 
+_FEW_CHANNELS = 16  # fewer than a register holds values in bf16
+
+
 class Bias(nn.Module):
     """The bias of a convolution, apart from it: a value added to each channel.
 
@@ -44,8 +47,14 @@ class Bias(nn.Module):
         self.bias = nn.Parameter(torch.empty(convolution.out_channels).uniform_(-bound, bound))
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, C, H, W) to the same, in place: neither pooling nor a convolution needs its output again."""
-        return features.add_(self.bias.to(features.dtype)[:, None, None])
+        """(B, C, H, W) to the same, mostly in place: nothing before it needs its own output again."""
+        bias = self.bias.to(features.dtype)
+        if len(bias) < _FEW_CHANNELS and features.is_contiguous(memory_format=torch.channels_last):
+            # PyTorch adds it in loops of as many values as there are channels. A row of pixels is longer.
+            width = features.shape[3]
+            rows = features.permute(0, 2, 3, 1).flatten(2) + bias.repeat(width)
+            return rows.view(*rows.shape[:2], width, len(bias)).permute(0, 3, 1, 2)
+        return features.add_(bias[:, None, None])
 
 
 class ImageDecoder(nn.Module):
@@ -96,6 +105,7 @@ class Encoder(nn.Module):
 
     def __init__(self, widths: tuple[int, ...], batch_norm: bool) -> None:
         super().__init__()
+        self.batch_norm = batch_norm
         self.layers = nn.Sequential()
         for inputs, outputs in pairwise((CHANNELS, *widths)):
             convolution = nn.Conv2d(inputs, outputs, kernel_size=3, padding=1, bias=False)
@@ -110,7 +120,33 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map (B, 3, H, W) to flat features, channels first."""
-        return self.layers(images).flatten(1)  # type: ignore[no-any-return]
+        by_onednn = not self.batch_norm and _computes_by_onednn(images)
+        return (self._by_onednn if by_onednn else self.layers)(images).flatten(1)
+
+    def _by_onednn(self, images: Tensor) -> Tensor:
+        """Compute the layers in bf16 in tensors of oneDNN: (B, 3, H, W) to the deepest maps.
+
+        Its pooling keeps the place of each maximum in 8 bits, where that of PyTorch's own tensors writes 64,
+        and its convolution adds the bias before it rounds the sum (docs/performance.md).
+        """
+        features = images.bfloat16().to_mkldnn()
+        layers = list(self.layers)
+        for convolution, shift in zip(layers[::4], layers[2::4], strict=True):
+            weight, bias = convolution.weight.bfloat16(), shift.bias.bfloat16()
+            features = torch.ops.aten.mkldnn_convolution(features, weight, bias, [1, 1], [1, 1], [1, 1], 1)
+            features = F.max_pool2d(features, 2, 2).relu()
+        return features.to_dense()
+
+
+def _computes_by_onednn(images: Tensor) -> bool:
+    """Whether layers of these images are computed in bf16 on a CPU for which oneDNN has kernels."""
+    return (
+        images.device.type == "cpu"
+        and torch.is_autocast_enabled("cpu")
+        and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        and len(images) > 0
+    )
 
 
 class Decoder(ImageDecoder):

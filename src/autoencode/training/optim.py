@@ -35,8 +35,8 @@ def make_optimizer(model: ImageModel, config: TrainConfig) -> torch.optim.Optimi
     elif config.optimizer == "muon":
         chosen = Muon(groups, lr=rate, capturable=on_cuda)
     else:
-        own = {"fused": True, "capturable": True} if on_cuda else {}
-        chosen = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.99), weight_decay=0.01, **own)
+        own = {"capturable": True} if on_cuda else {}
+        chosen = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True, **own)
     return with_rates(chosen)
 
 
