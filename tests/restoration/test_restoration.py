@@ -18,6 +18,7 @@ from tests.data.pictures import picture
 
 from autoencode import (
     ConfigError,
+    ImageError,
     ImageFolderError,
     ModelConfig,
     ModelFileError,
@@ -32,6 +33,7 @@ from autoencode.pixels import to_float
 from autoencode.restoration import picture as measures
 from autoencode.restoration import tiles
 from autoencode.restoration.clean_images import CleanImages
+from autoencode.restoration.picture import restore_picture
 from autoencode.restoration.results import COMPARISONS_NAME, LOG_NAME
 from autoencode.restoration.tiles import restore_levels
 from autoencode.training.runtime import choose_runtime
@@ -325,6 +327,16 @@ def test_the_clean_image_of_the_same_path_is_taken_before_others_of_its_name(tmp
     assert CleanImages(other / "b" / "3.png").of(noisy / "1.png") == other / "b" / "3.png"
 
 
+def test_the_clean_image_of_a_jpeg_may_be_a_png(tmp_path: Path) -> None:
+    noisy = in_folders(tmp_path / "noisy", {"a/1.jpg": 60, "b/1.jpg": 60, "2.jpg": 60})
+    clean = in_folders(tmp_path / "clean", {"a/1.png": 1, "b/1.png": 2, "b/1.bmp": 2, "2.png": 3, "2.jpg": 3})
+    found = CleanImages(clean, [noisy])
+    assert found.of(noisy / "a/1.jpg") == clean / "a/1.png"
+    assert found.of(noisy / "2.jpg") == clean / "2.jpg"
+    with pytest.raises(ImageError, match="2 clean images could be its own"):
+        found.of(noisy / "b/1.jpg")
+
+
 def test_an_image_whose_clean_one_is_ambiguous_is_skipped_with_both_names(
     model_path: Path, tmp_path: Path
 ) -> None:
@@ -366,6 +378,62 @@ def test_arguments_that_cannot_be_used_are_rejected(
     with pytest.raises(ConfigError, match=message):
         restore(model_path, photographs, tmp_path / "out", **arguments)  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
+
+
+def test_an_image_is_enlarged_no_more_than_the_model_was_trained_to_and_the_limit_allows(
+    photographs: Path, tmp_path: Path
+) -> None:
+    save_model(tmp_path / "larger.safetensors", restorer(), {"train": {"corrupt": ["downscale:2-3"]}})
+    with pytest.raises(ConfigError, match="The scale is 4; this model was trained to enlarge by at most 3"):
+        restore(tmp_path / "larger.safetensors", photographs, tmp_path / "out", scale=4)
+    limits = Limits(max_pixels=41 * 52 * 9)
+    made = restore(tmp_path / "larger.safetensors", photographs, tmp_path / "out", scale=3, limits=limits)
+    assert [one.path.name for one in made.results] == ["0.png", "1.png"]
+    assert [reason for _, reason in made.skipped] == [
+        f"its 156x{side} pixels after enlarging are more than the limit of 19,188" for side in (126, 129)
+    ]
+    with pytest.raises(ImageError, match="156x126 pixels after enlarging"):
+        restore_picture(tmp_path / "larger.safetensors", photographs / "2.png", scale=3, limits=limits)
+
+
+def test_results_of_other_images_keep_their_names_and_their_rows(model_path: Path, tmp_path: Path) -> None:
+    first = in_folders(tmp_path / "first", {"1.png": 60, "2.png": 90})
+    second = in_folders(tmp_path / "second", {"1.png": 120})
+    restore(model_path, first, tmp_path / "out")
+    kept = (tmp_path / "out" / "1.png").read_bytes()
+    for amount in (1, 0.5):  # the same image again has the name it had
+        made = restore(model_path, second, tmp_path / "out", amount=amount)
+        assert [one.file for one in made.results] == ["1-2.png"]
+    assert (tmp_path / "out" / "1.png").read_bytes() == kept
+    with (tmp_path / "out" / "restored.csv").open() as file:
+        rows = [(row["original"], row["result"]) for row in csv.DictReader(file)]
+    expected = [(second / "1.png", "1-2.png"), (first / "1.png", "1.png"), (first / "2.png", "2.png")]
+    assert rows == [(str(path), name) for path, name in expected]
+    assert restore(model_path, first, tmp_path / "out").kept == 2
+
+
+def test_a_result_that_was_cut_short_or_written_by_other_arguments_since_is_made_again(
+    model_path: Path, photographs: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    restore(model_path, photographs, out)
+    before = {path.name: path.read_bytes() for path in out.glob("*.png")}
+    (out / "1.png").write_bytes(before["1.png"][:-10])
+    assert restore(model_path, photographs, out).kept == 3
+    assert {path.name: path.read_bytes() for path in out.glob("*.png")} == before
+    Image.open(photographs / "2.png").save(photographs / "2.bmp")  # results of one size, whatever is restored
+    for amount, kept in ((1, 4), (0.5, 0), (1, 0)):
+        assert restore(model_path, photographs, out, amount=amount).kept == kept
+    assert (out / "1.png").read_bytes() == before["1.png"]
+
+
+def test_a_comparison_goes_with_the_result_it_showed(
+    model_path: Path, photographs: Path, tmp_path: Path
+) -> None:
+    restore(model_path, photographs, tmp_path / "out", compare=True)
+    Image.fromarray(picture(30, 30)).save(photographs / "3.png")
+    restore(model_path, photographs, tmp_path / "out")
+    assert list((tmp_path / "out" / COMPARISONS_NAME).iterdir()) == []
 
 
 def test_originals_are_never_overwritten(model_path: Path, photographs: Path) -> None:

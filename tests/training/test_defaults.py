@@ -174,7 +174,7 @@ def test_a_run_can_start_from_a_model(
     with pytest.raises(ConfigError, match="has height 32, not 48"):
         train(tiny_pack.path, tmp_path / "other", init=trained.folder, size=48)
     with pytest.raises(RunError, match="Leave --init out"):
-        train(tiny_pack.path, tmp_path / "run", init=trained.folder, resume=True)
+        train(tiny_pack.path, tmp_path / "run", init="random", resume=True)
     assert read_metrics(tmp_path / "other") == []
 
 
@@ -211,3 +211,30 @@ def test_a_restorer_that_starts_from_one_takes_smaller_steps(
     )
     rates = [read_run(run.folder).train.learning_rate for run in (first, second)]
     assert rates == [0.01 if self_supervised else 0.02, 0.005]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"patch": 16},
+        {"patch": 16, "self_supervised": True},
+        {"patch": 16, "corrupt": ("downscale:2",)},
+        {"patch": 16, "init": "random"},
+        {"patch": 16, "init": "bundled"},
+    ],
+)
+def test_a_restorer_goes_on_by_the_arguments_it_was_started_with(
+    tiny_pack: Pack, tmp_path: Path, other: dict[str, Any]
+) -> None:
+    arguments = {"preset": "restore", "epochs": 1, "batch_size": 64} | other
+    train(tiny_pack.path, tmp_path / "run", **arguments)
+    assert len(train(tiny_pack.path, tmp_path / "run", resume=True, **arguments | {"epochs": 2}).metrics) == 2
+
+
+def test_a_run_that_started_from_a_model_goes_on_by_its_arguments(tiny_pack: Pack, tmp_path: Path) -> None:
+    first = train(tiny_pack.path, tmp_path / "first", preset="restore", epochs=1, widths=(4, 6), patch=16)
+    arguments = {"preset": "restore", "epochs": 1, "patch": 16, "init": first.folder}
+    train(tiny_pack.path, tmp_path / "run", **arguments)
+    with pytest.raises(RunError, match="learning_rate"):
+        train(tiny_pack.path, tmp_path / "run", resume=True, **arguments, learning_rate=0.02)
+    assert len(train(tiny_pack.path, tmp_path / "run", resume=True, **arguments).metrics) == 1

@@ -33,13 +33,19 @@ from autoencode.models.model_file import load_restorer
 from autoencode.models.restorer import Restorer
 from autoencode.pixels import to_float, to_pixels
 from autoencode.restoration.clean_images import CleanImages
-from autoencode.restoration.picture import DifferenceSums, check_arguments, ssim_of_whole
+from autoencode.restoration.picture import (
+    DifferenceSums,
+    check_arguments,
+    check_enlarged,
+    ssim_of_whole,
+)
 from autoencode.restoration.results import (
     COMPARISONS_NAME,
     LOG_NAME,
     Restoration,
     ResultNames,
     append_result,
+    comparison_of,
     create_log,
     read_results,
     write_table,
@@ -152,9 +158,12 @@ class _Job:
         results: list[Restoration] = []
         skipped: list[tuple[Path, str]] = []
         # Weights that were never saved cannot be recognised.
-        finished = read_results(self.folder) if self.model.digest else {}
+        logged = read_results(self.folder)
+        finished = logged if self.model.digest else {}
         keys = {path: self._inputs_and_settings(path) for path in paths}
-        names = ResultNames(paths, folders, [finished[key].file for key in keys.values() if key in finished])
+        others = _of_other_images(logged.values(), paths)
+        taken = [finished[key].file for key in keys.values() if key in finished]
+        names = ResultNames(paths, folders, [*taken, *(one.file for one in others)])
         for inner in {*names.folders, PurePosixPath(COMPARISONS_NAME), PurePosixPath()}:
             remove_temporaries(self.folder / inner)
         kept = 0
@@ -172,11 +181,12 @@ class _Job:
             progress(number, len(paths))
         check_usable(len(results), paths, skipped)
         skipped += paths.skipped
-        write_table(self.folder, results, skipped)
+        write_table(self.folder, [*results, *others], skipped)
         return Restorations(results, skipped, kept)
 
     def _restore_file(self, path: Path, names: ResultNames) -> Restoration:
         picture = read_picture(path, self.limits)
+        check_enlarged(picture.levels, self.scale, self.limits)
         clean = self._clean_levels(path, picture)
         differences = DifferenceSums(clean)
         levels = restore_levels(
@@ -190,7 +200,9 @@ class _Job:
         restored = picture.with_levels(levels)
         name = names.take(path, picture.name_of(path))
         create_log(self.folder)
-        if self.compare:
+        if not self.compare:  # one of an earlier call would show another result
+            (self.folder / comparison_of(name)).unlink(missing_ok=True)
+        else:
             sheet = _before_and_after(picture, restored)
             save_image(self.folder / names.take_comparison(name), sheet)
         restored.save(self.folder / name)
@@ -234,8 +246,15 @@ class _Job:
             clean = None if self.clean is None else _version(self.clean.of(path))
         except ImageError:  # the reason why this file is skipped when its turn comes
             clean = []
-        settings = self.model.digest, self.scale, self.amount, self.compare
+        settings = self.model.digest, self.scale, float(self.amount), self.compare
         return json.dumps([*_version(path), *settings, clean])
+
+
+def _of_other_images(logged: Iterable[Restoration], paths: Iterable[Path]) -> list[Restoration]:
+    """Return the latest result of each image that is not one of these: it stays, under its name."""
+    own = {str(path.absolute()) for path in paths}
+    latest = {str(one.path.absolute()): one for one in logged}
+    return [one for path, one in latest.items() if path not in own]
 
 
 def _version(path: Path) -> list[str | int]:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from autoencode.data.corruptions import alternatives_of, parse_corruptions
 from autoencode.data.pictures import Picture, read_picture
-from autoencode.errors import ConfigError
+from autoencode.data.preprocessing import Limits
+from autoencode.errors import ConfigError, ImageError
 from autoencode.metrics.images import SSIM_WINDOW_PX, ssim
 from autoencode.models.model_file import load_restorer
 from autoencode.models.restorer import Restorer
@@ -23,7 +24,6 @@ from autoencode.restoration.tiles import Region, restore_levels, to_image
 if TYPE_CHECKING:
     from autoencode.data.pack import Progress
     from autoencode.data.pictures import Levels
-    from autoencode.data.preprocessing import Limits
     from autoencode.training.runtime import Runtime
 
 _STRIP_PX = 1_000_000  # pixels for which SSIM is computed at once, in some 100 MB
@@ -76,7 +76,9 @@ def restore_picture(
     """
     loaded = model if isinstance(model, Restorer) else load_restorer(model)
     check_arguments(loaded, scale, amount)
+    limits = limits or Limits()
     before = read_picture(picture if isinstance(picture, bytes) else Path(picture), limits)
+    check_enlarged(before.levels, scale, limits)
     differences = DifferenceSums()
     levels = restore_levels(
         loaded,
@@ -148,16 +150,35 @@ def check_arguments(model: Restorer, scale: int, amount: float) -> None:
     """Reject what this model cannot do.
 
     Raises:
-        ConfigError: the amount or the scale is out of range, or the model was not trained to enlarge.
+        ConfigError: the amount or the scale is out of range, or the model was not trained to enlarge so much.
     """
     if not 0 <= amount <= 1:
         raise ConfigError(f"The amount is {amount:g}; it must be from 0 to 1.")
     if scale < 1:
         raise ConfigError(f"The scale is {scale}; it must be at least 1.")
-    if scale > 1 and not factors_of(model):
+    factors = factors_of(model)
+    if scale > 1 and not factors:
         raise ConfigError(
             "This model was not trained to enlarge. Train one with --corrupt downscale:2-4, or leave "
             "--scale out."
+        )
+    if scale > max([1, *factors]):
+        raise ConfigError(
+            f"The scale is {scale}; this model was trained to enlarge by at most {max(factors)}."
+        )
+
+
+def check_enlarged(levels: Levels, scale: int, limits: Limits) -> None:
+    """Reject an image (H, W, C) of which the result would have too many pixels.
+
+    Raises:
+        ImageError: it would; the message is the plain reason.
+    """
+    height, width = (side * scale for side in levels.shape[:2])
+    most = limits.max_pixels
+    if scale > 1 and width * height > most:
+        raise ImageError(
+            f"its {width:,}x{height:,} pixels after enlarging are more than the limit of {most:,}"
         )
 
 

@@ -75,8 +75,13 @@ class ResultNames:
 
     def take_comparison(self, name: str) -> str:
         """Return a free name of the picture before and after of the result called `name`."""
-        ending = "" if name.lower().endswith(".png") else ".png"
-        return self._names.free(f"{COMPARISONS_NAME}/{name}{ending}")
+        return self._names.free(comparison_of(name))
+
+
+def comparison_of(name: str) -> str:
+    """Return the usual name of the picture before and after of the result called `name`."""
+    ending = "" if name.lower().endswith(".png") else ".png"
+    return f"{COMPARISONS_NAME}/{name}{ending}"
 
 
 def _inner_folder(path: Path, folders: Sequence[Path]) -> PurePosixPath:
@@ -105,8 +110,13 @@ def write_table(folder: Path, results: Iterable[Restoration], skipped: Iterable[
 
 
 def read_results(folder: Path) -> dict[str, Restoration]:
-    """Return the results that the log lists and the folder still has, by the key they were appended with."""
+    """Return the results that the log lists and the folder still has, by the key they were appended with.
+
+    A file of another size than was written is another file, or a part of it: it counts as none. Of results
+    that were written under one name, the file is the last.
+    """
     found: dict[str, Restoration] = {}
+    keys: dict[str, str] = {}  # of the last result of each name
     try:
         content = read_file(folder / LOG_NAME, TEXT_BYTES)
     except FileNotFoundError:
@@ -125,8 +135,10 @@ def read_results(folder: Path) -> dict[str, Restoration]:
                 has_more_frames=stored["has_more_frames"] is True,
                 was_16_bit_colour=stored["was_16_bit_colour"] is True,
             )
-            if _is_in(folder, result.file):
-                found[json.dumps(value["key"])] = result
+            if _is_in(folder, result.file, value.get("bytes")):
+                key = json.dumps(value["key"])
+                found.pop(keys.get(result.file, key), None)
+                found[key], keys[result.file] = result, key
         except (ValueError, KeyError, TypeError, OverflowError):  # cut short by a crash
             continue
     return found
@@ -139,13 +151,17 @@ def append_result(folder: Path, key: str, result: Restoration) -> None:
         name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in asdict(result).items()
     }
-    line = {"key": parse_json(key), "restored": {**values, "path": str(result.path)}}
+    size = (folder / result.file).stat().st_size
+    line = {"key": parse_json(key), "restored": {**values, "path": str(result.path)}, "bytes": size}
     append_line(folder / LOG_NAME, json.dumps(line))
 
 
-def _is_in(folder: Path, name: str) -> bool:
+def _is_in(folder: Path, name: str, size: int | None) -> bool:
+    """Whether a folder has a file of this name and, if it is known, of this size in bytes."""
     inner = PurePosixPath(name)  # of a log that somebody may have forged
-    return not inner.is_absolute() and ".." not in inner.parts and (folder / inner).is_file()
+    if inner.is_absolute() or ".." in inner.parts or not (folder / inner).is_file():
+        return False
+    return size is None or (folder / inner).stat().st_size == size
 
 
 def _number(value: float | str | None) -> float | None:

@@ -16,6 +16,7 @@ from autoencode.data.listing import Listing
 from autoencode.data.pack import Pack, open_known_pack
 from autoencode.errors import ConfigError, RunError
 from autoencode.models.backbones import multiplies_bf16
+from autoencode.models.bundled import RANDOM, name_of_model
 from autoencode.training.checkpoint import steps_taken
 from autoencode.training.config import changed, check_fit
 from autoencode.training.presets import settings
@@ -98,9 +99,9 @@ def continued(request: Request, machine: Machine) -> tuple[RunSettings, Pack, Ru
         )
     if (wanted := replace(run.preprocessing, **request.asked)) != run.preprocessing:
         raise RunError(f"The run in {out} was started with {run.preprocessing}, not {wanted}.")
-    if request.init is not None:
-        raise RunError(f"The run in {out} has weights of its own. Leave --init out to continue it.")
-    run = _with_overrides(out, run, request.preset, request.overrides)
+    if request.init is not None and (init := name_of_model(request.init)) != run.init:
+        raise RunError(f"The run in {out} was started from {run.init}, not from {init}. Leave --init out.")
+    run = _with_overrides(out, run, request)
     return run, pack, _same_runtime(out, run, machine)
 
 
@@ -142,17 +143,20 @@ def _in_words(names: tuple[str, str], *choices: bool) -> tuple[str, str]:
     return stored, asked
 
 
-def _with_overrides(
-    out: Path, run: RunSettings, preset: str | None, overrides: dict[str, Any]
-) -> RunSettings:
+def _with_overrides(out: Path, run: RunSettings, request: Request) -> RunSettings:
     """Check settings given with --resume: only more epochs and another number of micro-batches may differ."""
+    preset, overrides = request.preset, request.overrides
     # The way to continue a run that ran out of memory: micro-batches change nothing but rounding. Nor does a
     # patience with epochs to come change those that were.
     free = {name: overrides.get(name, getattr(run.train, name)) for name in ("accumulate", "early_stopping")}
     run = replace(run, train=replace(run.train, **free))
     if preset is not None:
-        # Settings that the images decided are not part of the preset.
-        decided = {"code_size": run.model.code_size, "epochs": run.train.epochs}
+        # Settings that the images decided are not part of the preset, nor those that the first weights did.
+        decided: dict[str, Any] = {"code_size": run.model.code_size, "epochs": run.train.epochs}
+        if run.model.kind == "restorer" and run.init != RANDOM:
+            decided["learning_rate"] = run.train.learning_rate
+        if request.init not in (None, RANDOM):
+            decided |= run.model.to_json()
         model, config = settings(preset, **(decided | overrides))
         config = replace(config, **free)
     else:

@@ -38,6 +38,7 @@ test("a window is named beside the state of its tab, and taken away again", () =
 test("what a tab remembers leaves its window open, and no other tab that was chosen meanwhile", () => {
   const replaced = [];
   globalThis.location = { hash: "#browse?open=i7" };
+  globalThis.document = { body: { dataset: { tab: "browse" } } };
   globalThis.history = { state: { viewer: 1 }, replaceState: (state, _, hash) => replaced.push([state.viewer, hash]) };
   remember("browse", { sort: "date" });
   assert.deepEqual(replaced.pop(), [1, "#browse?sort=date&open=i7"]);
@@ -47,5 +48,7 @@ test("what a tab remembers leaves its window open, and no other tab that was cho
   for (globalThis.location.hash of ["", "#main"]) {
     remember("browse", { sort: "date" });
     assert.deepEqual(replaced.pop(), [1, "#browse?sort=date"]);
+    remember("map", { layout: "grid" }); // such work ends in a tab that is no longer open
+    assert.deepEqual(replaced, []);
   }
 });

@@ -22,12 +22,13 @@ export function written(tab, state, defaults = {}) {
   return text ? `#${tab}?${text}` : `#${tab}`;
 }
 
-/** Put the state of a tab into the address; the Back key of the browser skips it. An address that names another tab is
- * left as it is: that tab was chosen, and opens in a moment.
+/** Put the state of a tab into the address; the Back key of the browser skips it. The state of a tab that is not open stays
+ * out of it: work may end after another tab was chosen, which the address names before it opens.
  * @param {string} tab @param {State} state @param {State} defaults */
 export function remember(tab, state, defaults = {}) {
   const now = parsed(location.hash);
-  if (now.tab && now.tab !== tab && now.tab !== "main") return;
+  const chosen = now.tab && now.tab !== "main" ? now.tab : document.body.dataset.tab;
+  if (chosen && chosen !== tab) return;
   const hash = written(tab, { ...state, [WINDOW]: now.params.get(WINDOW) ?? "" }, defaults);
   if (location.hash !== hash) history.replaceState(history.state, "", hash);
 }

@@ -50,7 +50,7 @@ export function mount(root) {
   const drawn = () => ({ count: String(asked.count), temperature: String(asked.temperature), seed: String(asked.seed), prior: asked.prior });
   const note = () => {
     const varied = variations.hidden ? { vary: "", amount: "" } : { vary: near.picture.id, amount: String(near.amount) };
-    if (!root.hidden) remember("generate", { ...drawn(), ...varied }, defaults);
+    remember("generate", { ...drawn(), ...varied }, defaults);
   };
   const redraw = () => {
     note();

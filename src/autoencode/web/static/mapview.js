@@ -89,7 +89,7 @@ export class MapView {
   #remember() {
     // The layout that is asked for, also while it is computed.
     const state = { layout: this.layouts.value, colour: this.mode };
-    if (location.hash.startsWith("#map")) remember("map", state, { layout: this.firstLayout, colour: this.firstMode });
+    remember("map", state, { layout: this.firstLayout, colour: this.firstMode });
   }
 
   #zoomButtons() {

@@ -39,7 +39,7 @@ export function mount(root) {
   /** Keep in the address what is compared and, once it was dragged, the threshold; it means nothing without the other. */
   function note() {
     const { by, dragged } = state;
-    if (!root.hidden) remember("outliers", { by, threshold: dragged === null ? "" : String(dragged) }, dragged === null ? { by: workspace.bases[0]?.[0] } : {});
+    remember("outliers", { by, threshold: dragged === null ? "" : String(dragged) }, dragged === null ? { by: workspace.bases[0]?.[0] } : {});
   }
 
   const counts = h("p", { class: "counts" });
