@@ -118,6 +118,62 @@ def test_a_tiff_is_turned_upright_as_it_is_read(tmp_path: Path) -> None:
         assert np.array_equal(np.asarray(after), np.rot90(COLOURS, -1))
 
 
+def test_a_tiff_keeps_the_tags_that_describe_it_and_none_of_how_its_pixels_lay(tmp_path: Path) -> None:
+    texts = {0x010F: "camera", 0x0132: "2026:11:30 12:00:00", 0x8298: "(c) me", 0x010E: "µ".encode()}
+    xmp = b'<x tiff:Orientation="6" dc:title="mine"/>'
+    exif = Image.Exif()
+    exif.update({**texts, 0x02BC: xmp, 0x9C9B: b"t\0\0\0", 0x0112: 6})
+    exif.update({0x0116: 7, 0x0100: 44, 0x014A: 8, 0x0201: 8, 0x0202: 99})  # strips, size, folders, thumbnail
+    Image.fromarray(COLOURS).save(tmp_path / "a.tif", exif=exif, dpi=(300, 300))
+    read_picture(tmp_path / "a.tif").save(tmp_path / "out.tif")
+    with Image.open(tmp_path / "out.tif") as after:
+        kept = dict(after.tag_v2)
+        assert after.size == (30, 44)
+        assert after.info["compression"] == "tiff_lzw"
+        assert after.info["dpi"] == (300, 300)
+        assert np.array_equal(np.asarray(after), np.rot90(COLOURS, -1))
+    assert {tag: kept[tag] for tag in texts} == {**texts, 0x010E: "µ".encode().decode("latin-1")}
+    assert (kept[0x9C9B], kept[0x0112]) == (b"t\0\0\0", 1)
+    assert kept[0x02BC] == b'<x  dc:title="mine"/>'
+    assert not {0x014A, 0x0201, 0x0202} & set(kept)
+
+
+def test_a_tiff_keeps_the_camera_and_place_of_its_exif_block(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    camera = {0x9003: "2026:11:30 12:00:00", 0xA433: "Lens", 0x829A: 0.25}
+    place = {1: "N", 2: (10.0, 20.0, 30.0)}
+    exif.get_ifd(0x8769).update({**camera, 0xA002: 44, 0xA003: 30})
+    exif.get_ifd(0x8825).update(place)
+    Image.fromarray(DEEP).save(tmp_path / "a.tif", exif=exif.tobytes())
+    read_picture(tmp_path / "a.tif").save(tmp_path / "out.tif")
+    with Image.open(tmp_path / "out.tif") as after:
+        found = after.getexif()
+        assert found.get_ifd(0x8769) == camera
+        assert found.get_ifd(0x8825) == place
+        assert np.array_equal(np.asarray(after), DEEP)
+
+
+@pytest.mark.parametrize(
+    ("image", "space", "is_kept"),
+    [
+        (Image.fromarray(COLOURS).convert("LAB"), b"Lab ", False),
+        (Image.fromarray(COLOURS).convert("LAB"), b"RGB ", True),
+        (Image.fromarray(COLOURS).quantize(16), b"RGB ", True),
+        (Image.fromarray(GREY).convert("1"), b"RGB ", False),
+        (Image.fromarray(COLOURS), b"Lab ", True),  # as the file has it: nothing was converted
+    ],
+)
+def test_pixels_that_are_converted_lose_a_profile_of_other_colours(
+    image: Image.Image, space: bytes, is_kept: bool, tmp_path: Path
+) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    profile = profile[:16] + space + profile[20:]
+    image.save(tmp_path / "a.tif", icc_profile=profile)
+    read_picture(tmp_path / "a.tif").save(tmp_path / "out.tif")
+    with Image.open(tmp_path / "out.tif") as after:
+        assert after.info.get("icc_profile") == (profile if is_kept else None)
+
+
 def test_what_its_format_cannot_hold_is_written_as_png_or_tiff(tmp_path: Path) -> None:
     Image.fromarray(COLOURS).save(tmp_path / "a.gif")
     read = read_picture(tmp_path / "a.gif")

@@ -28,10 +28,11 @@ from autoencode import (
     restore,
     save_model,
 )
+from autoencode.data.pictures import Picture
 from autoencode.data.preprocessing import Limits
 from autoencode.pixels import to_float
+from autoencode.restoration import _before_and_after, tiles
 from autoencode.restoration import picture as measures
-from autoencode.restoration import tiles
 from autoencode.restoration.clean_images import CleanImages
 from autoencode.restoration.picture import restore_picture
 from autoencode.restoration.results import COMPARISONS_NAME, LOG_NAME
@@ -139,6 +140,16 @@ def test_each_file_is_restored_into_one_of_its_name(
         assert one.removed_rms * 255 == pytest.approx(np.sqrt(np.square(difference).mean()), abs=0.3)
         with Image.open(tmp_path / "out" / COMPARISONS_NAME / one.file) as sheet:
             assert sheet.width > 2 * 40
+
+
+@pytest.mark.parametrize("shape", [(20, 3000), (3000, 20)])
+def test_the_comparison_of_a_very_long_image_shows_all_of_it(shape: tuple[int, int]) -> None:
+    black = Picture(np.zeros((*shape, 3), np.uint8))
+    grey = Picture(np.full((*shape, 3), 90, np.uint8))
+    sheet = _before_and_after(black, grey)
+    # Beside a crop of 20 x 20, a line of 20 pixels for the whole of it, in each column.
+    assert (sheet == 90).all(axis=2).sum() >= 20 * 20 + 20
+    assert (sheet == 0).all(axis=2).sum() >= 20 * 20 + 20
 
 
 def test_a_call_that_was_stopped_goes_on_where_it_was(

@@ -2,7 +2,8 @@
 
 Training needs images of one size and three channels. A result that is written back to a user must be
 the file that was given, with other pixels: the same size, bit depth, colour mode, transparency, colour
-profile and EXIF block, and so the same orientation. Nothing is converted that need not be:
+profile and EXIF block, and so the same orientation. Of a TIFF, whose pixels are turned upright, the tags
+that describe the picture are kept. Nothing is converted that need not be:
 
 mode of the file                     channels
 -----------------------------------  ----------------------------------------------------------------------
@@ -11,7 +12,7 @@ RGB, RGB and alpha                   red, green, blue; alpha is kept
 CMYK                                 the four inks, as the file has them
 1-bit, palette                       looked up, and written as 8-bit grey or RGB
 16-bit colour                        the high byte of each channel, which is what Pillow reads
-YCbCr, LAB, HSV                      converted to RGB
+YCbCr, LAB, HSV                      converted to RGB, without a profile of the old colours
 floating point, 32-bit integers      rejected
 """
 
@@ -25,7 +26,8 @@ from typing import IO, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image, TiffTags
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from autoencode.atomic import atomic_file
 from autoencode.data import decoding
@@ -50,9 +52,24 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "AVIF": {"quality": 94, "subsampling": "4:4:4"},
     "TIFF": {"compression": "tiff_lzw"},
 }
+# The data colour space in the header of a profile for each mode that is written.
+_PROFILE_SPACES = {"L": b"GRAY", "LA": b"GRAY", "I;16": b"GRAY", "RGB": b"RGB ", "RGBA": b"RGB ",
+                   "CMYK": b"CMYK"}  # fmt: skip
+
+# The tags of a TIFF that are kept, with the only type in which libtiff is given each: another could crash
+# it. Other tags say how the old pixels are stored, are offsets into the old file, or belong to one program.
+_TEXT_TAGS = "DocumentName ImageDescription Make Model PageName Software DateTime Artist Copyright"
+_TITLE_TAGS = "XPTitle XPComment XPAuthor XPKeywords XPSubject"
+_KEPT_TAGS = {ExifTags.Base[name]: TiffTags.ASCII for name in _TEXT_TAGS.split()} | {
+    ExifTags.Base[name]: TiffTags.BYTE for name in _TITLE_TAGS.split()
+}
+_TAG_FOLDERS = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
+_NOT_OF_THE_RESULT = (ExifTags.Base.ExifImageWidth, ExifTags.Base.ExifImageHeight, ExifTags.IFD.Interop)
+_XMP_TAG = 0x02BC
 
 # What Pillow raises at metadata that it cannot write; an OSError is of the disk.
-_UNWRITABLE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, SyntaxError, struct.error)
+_UNWRITABLE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, SyntaxError, struct.error,
+               RuntimeError)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,6 +183,8 @@ class Picture:
     def _write(self, file: IO[bytes]) -> None:
         written, image = self._written_format, self._image()
         options = _OPTIONS.get(written, {})
+        if any(isinstance(value, dict) for value in self.info.get("tiffinfo", {}).values()):
+            options = {"compression": "raw"}  # libtiff, which compresses, gets no folders of tags from Pillow
         try:
             image.save(file, written, **options, **self.info)
         except _UNWRITABLE:
@@ -194,16 +213,54 @@ def read_picture(file: Path | bytes, limits: Limits | None = None) -> Picture:
         decoding.check_pixels(image, limits.max_pixels)
         kept = {name: image.info[name] for name in ("exif", "icc_profile", "dpi") if image.info.get(name)}
         if image.format == "TIFF":
-            # Pillow turns its pixels upright, and its other tags say how they lie in the old file.
-            kept.pop("exif", None)
+            kept.pop("exif", None)  # in its tags, which are read below
         file_format = image.format or "PNG"
         is_deep = decoding.is_deep_colour(image)  # before the orientation, for which Pillow decodes a PNG
         turn = decoding.orientation(image) if file_format != "TIFF" else 1
         # The further pictures in the JPEG of a telephone are previews and the like, and no pages.
         has_more = file_format != "MPO" and bool(getattr(image, "is_animated", False))
         image.load()
-        levels, alpha = _channels(_plain(image))
+        if file_format == "TIFF":
+            kept["tiffinfo"] = _describing_tags(image)
+        plain = _plain(image)
+        profile = kept.get("icc_profile")
+        fits = isinstance(profile, bytes) and profile[16:20] == _PROFILE_SPACES[plain.mode]
+        if plain is not image and not fits:
+            kept.pop("icc_profile", None)
+        levels, alpha = _channels(plain)
         return Picture(levels, alpha, file_format, kept, turn, has_more, is_deep)
+
+
+def _describing_tags(image: Image.Image) -> ImageFileDirectory_v2:
+    """Return the tags of a decoded TIFF that are as true of other pixels; none if they are damaged."""
+    tags = ImageFileDirectory_v2()
+    try:
+        found: ImageFileDirectory_v2 = image.tag_v2  # type: ignore[attr-defined]
+        for tag, kind in _KEPT_TAGS.items():
+            if tag in found and found.tagtype[tag] == kind:
+                tags[tag] = _bytes_of_text(found[tag])
+                tags.tagtype[tag] = kind
+        for folder in _TAG_FOLDERS:
+            known = TiffTags.TAGS_V2_GROUPS[folder]
+            inner = {
+                tag: _bytes_of_text(value) if tag in known and known[tag].type == TiffTags.ASCII else value
+                for tag, value in image.getexif().get_ifd(folder).items()
+                if tag not in _NOT_OF_THE_RESULT
+            }
+            if inner:
+                tags[folder] = inner
+        xmp = image.info.get("xmp")  # from which Pillow took the orientation that it applied
+        if isinstance(xmp, bytes):
+            tags[_XMP_TAG] = xmp
+    except Exception:  # damaged tags raise almost anything, and say nothing about the pixels
+        tags = ImageFileDirectory_v2()
+    tags[decoding.ORIENTATION_TAG] = 1  # lest a reader takes one that is left in the XMP
+    return tags
+
+
+def _bytes_of_text(value: object) -> object:
+    """Return a text as the bytes of its file, which Pillow reads as Latin-1, and would write as ASCII."""
+    return value.encode("latin-1") if isinstance(value, str) else value
 
 
 def _plain(image: Image.Image) -> Image.Image:

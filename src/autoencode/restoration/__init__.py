@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from autoencode import notebook
 from autoencode.atomic import claim_folder, exclusive, remove_temporaries, removed_if_empty
@@ -280,10 +280,22 @@ def _before_and_after(before: Picture, after: Picture) -> NDArray[np.uint8]:
     for heading, image in zip(("before", "after"), shown, strict=True):
         if image.size != (width, height):
             image = image.resize((width, height), Image.Resampling.BICUBIC)
-        whole = ImageOps.pad(image, (side, side), color="white")
+        whole = _fitted(image, side)
         crop = image.crop((left, top, left + side, top + side))
         columns.append((heading, np.stack([np.asarray(whole), np.asarray(crop)])))
     return contact_sheet(columns, rows_per_block=2)
+
+
+def _fitted(image: Image.Image, side: int) -> Image.Image:
+    """Return an image of the longer side `side` in the middle of a white square.
+
+    However long it is, it has a row and a column of pixels, which `ImageOps.pad` does not see to.
+    """
+    width, height = (max(1, round(length * side / max(image.size))) for length in image.size)
+    square = Image.new("RGB", (side, side), "white")
+    corner = (side - width) // 2, (side - height) // 2
+    square.paste(image.resize((width, height), Image.Resampling.BICUBIC), corner)
+    return square
 
 
 def validation_sheet(model: Restorer, pack: Pack) -> NDArray[np.uint8]:
