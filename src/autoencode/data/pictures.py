@@ -42,8 +42,15 @@ _ENDINGS = {
     **{"BMP": (".bmp", ".dib"), "TIFF": (".tif", ".tiff"), "AVIF": (".avif", ".avifs")},
     "PPM": (".ppm", ".pgm", ".pnm"),
 }
-_HOLDS = {"JPEG": "L RGB CMYK", "BMP": "L RGB", "PPM": "L RGB I;16", "WEBP": "RGB RGBA", "AVIF": "RGB RGBA",
-          "TIFF": "L LA RGB RGBA CMYK I;16", "PNG": "L LA RGB RGBA I;16"}  # fmt: skip
+_HOLDS = {
+    "JPEG": "L RGB CMYK",
+    "BMP": "L RGB",
+    "PPM": "L RGB I;16",
+    "WEBP": "RGB RGBA",
+    "AVIF": "RGB RGBA",
+    "TIFF": "L LA RGB RGBA CMYK I;16",
+    "PNG": "L LA RGB RGBA I;16",
+}
 # Without subsampled colours, and well above the 40 dB that an unchanged image is to come back with. WebP
 # subsamples unless it is lossless; its quality is then the effort, and more of it takes many times as long.
 _OPTIONS: dict[str, dict[str, Any]] = {
@@ -53,8 +60,14 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "TIFF": {"compression": "tiff_lzw"},
 }
 # The data colour space in the header of a profile for each mode that is written.
-_PROFILE_SPACES = {"L": b"GRAY", "LA": b"GRAY", "I;16": b"GRAY", "RGB": b"RGB ", "RGBA": b"RGB ",
-                   "CMYK": b"CMYK"}  # fmt: skip
+_PROFILE_SPACES = {
+    "L": b"GRAY",
+    "LA": b"GRAY",
+    "I;16": b"GRAY",
+    "RGB": b"RGB ",
+    "RGBA": b"RGB ",
+    "CMYK": b"CMYK",
+}
 
 # The tags of a TIFF that are kept, with the only type in which libtiff is given each: another could crash
 # it. Other tags say how the old pixels are stored, are offsets into the old file, or belong to one program.
@@ -68,8 +81,16 @@ _NOT_OF_THE_RESULT = (ExifTags.Base.ExifImageWidth, ExifTags.Base.ExifImageHeigh
 _XMP_TAG = 0x02BC
 
 # What Pillow raises at metadata that it cannot write; an OSError is of the disk.
-_UNWRITABLE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, SyntaxError, struct.error,
-               RuntimeError)  # fmt: skip
+_UNWRITABLE = (
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    SyntaxError,
+    struct.error,
+    RuntimeError,
+)
 
 
 @dataclass(frozen=True, eq=False)
