@@ -40,6 +40,20 @@ FLAGS = [
 ]
 CLASSES = ("coast", "forest", "night")
 
+# The files that take longest, half of all the time. A process that began with one late would end last.
+LONGEST = (
+    *("test_docs.py", "web/test_page.py", "torture/test_processes.py", "training/test_train.py"),
+    *("cli/test_main.py", "test_inputs.py", "outliers/test_normal.py", "cli/test_demo_pack_train_config.py"),
+    *("test_benchmarks.py", "cli/test_outliers.py", "cli/test_report_paper_app.py"),
+    *("transfer_learning/test_transfer_learning.py", "test_export.py", "training/test_distributed.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest."""
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
 
 def blobs(seed: int, height: int = 40, width: int = 48) -> NDArray[np.uint8]:
     """A smooth picture (height, width, 3): three soft spots of colour over a gradient."""
