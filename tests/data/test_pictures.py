@@ -160,6 +160,7 @@ def test_a_tiff_keeps_the_camera_and_place_of_its_exif_block(tmp_path: Path) -> 
         (Image.fromarray(COLOURS).convert("LAB"), b"RGB ", True),
         (Image.fromarray(COLOURS).quantize(16), b"RGB ", True),
         (Image.fromarray(GREY).convert("1"), b"RGB ", False),
+        (Image.frombytes("I;16B", (20, 30), bytes(1200)), b"GRAY", True),
         (Image.fromarray(COLOURS), b"Lab ", True),  # as the file has it: nothing was converted
     ],
 )

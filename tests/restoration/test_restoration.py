@@ -395,7 +395,7 @@ def test_an_image_is_enlarged_no_more_than_the_model_was_trained_to_and_the_limi
     photographs: Path, tmp_path: Path
 ) -> None:
     save_model(tmp_path / "larger.safetensors", restorer(), {"train": {"corrupt": ["downscale:2-3"]}})
-    with pytest.raises(ConfigError, match="The scale is 4; this model was trained to enlarge by at most 3"):
+    with pytest.raises(ConfigError, match="The scale is 4; this model was trained to enlarge by 2 or 3"):
         restore(tmp_path / "larger.safetensors", photographs, tmp_path / "out", scale=4)
     limits = Limits(max_pixels=41 * 52 * 9)
     made = restore(tmp_path / "larger.safetensors", photographs, tmp_path / "out", scale=3, limits=limits)
@@ -423,28 +423,42 @@ def test_results_of_other_images_keep_their_names_and_their_rows(model_path: Pat
     assert restore(model_path, first, tmp_path / "out").kept == 2
 
 
-def test_a_result_that_was_cut_short_or_written_by_other_arguments_since_is_made_again(
+def test_a_result_that_other_arguments_wrote_since_is_made_again(
     model_path: Path, photographs: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "out"
-    restore(model_path, photographs, out)
-    before = {path.name: path.read_bytes() for path in out.glob("*.png")}
-    (out / "1.png").write_bytes(before["1.png"][:-10])
-    assert restore(model_path, photographs, out).kept == 3
-    assert {path.name: path.read_bytes() for path in out.glob("*.png")} == before
-    Image.open(photographs / "2.png").save(photographs / "2.bmp")  # results of one size, whatever is restored
-    for amount, kept in ((1, 4), (0.5, 0), (1, 0)):
-        assert restore(model_path, photographs, out, amount=amount).kept == kept
-    assert (out / "1.png").read_bytes() == before["1.png"]
+    Image.open(photographs / "2.png").save(photographs / "4.bmp")  # of one size, whatever is restored
+    for amount, kept in ((1, 0), (1.0, 5), (0.5, 0), (1, 0)):
+        assert restore(model_path, photographs, tmp_path / "out", amount=amount).kept == kept
 
 
 def test_a_comparison_goes_with_the_result_it_showed(
     model_path: Path, photographs: Path, tmp_path: Path
 ) -> None:
-    restore(model_path, photographs, tmp_path / "out", compare=True)
-    Image.fromarray(picture(30, 30)).save(photographs / "3.png")
-    restore(model_path, photographs, tmp_path / "out")
-    assert list((tmp_path / "out" / COMPARISONS_NAME).iterdir()) == []
+    inner = in_folders(photographs / COMPARISONS_NAME, {"0.png": 60})  # its result has the name of a picture
+    first = restore(model_path, photographs, tmp_path / "out", compare=True)
+    assert all(one.comparison for one in first.results)
+    restore(model_path, photographs, tmp_path / "out", amount=0.5)
+    left = [path for path in (tmp_path / "out" / COMPARISONS_NAME).rglob("*") if path.is_file()]
+    assert left == [tmp_path / "out" / COMPARISONS_NAME / "0.png"]
+    assert {one.path for one in first.results} >= set(inner.iterdir())
+
+
+def test_images_in_memory_replace_those_of_an_earlier_call(model_path: Path, tmp_path: Path) -> None:
+    for level in (60, 90):
+        made = restore(model_path, [np.full((20, 20, 3), level, np.uint8)], tmp_path / "out")
+        assert [one.file for one in made.results] == ["000000.png"]
+
+
+def test_an_image_is_known_by_its_place_however_it_is_written(
+    model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, level in (("first", 60), ("second", 90)):
+        in_folders(tmp_path / name / "photos", {"1.png": level})
+    monkeypatch.chdir(tmp_path / "first")
+    assert restore(model_path, "photos", tmp_path / "out").results[0].file == "1.png"
+    assert restore(model_path, "../first/photos", tmp_path / "out").results[0].file == "1.png"
+    monkeypatch.chdir(tmp_path / "second")
+    assert restore(model_path, "photos", tmp_path / "out").results[0].file == "1-2.png"
 
 
 def test_originals_are_never_overwritten(model_path: Path, photographs: Path) -> None:

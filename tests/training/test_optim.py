@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from autoencode import Autoencoder, Preprocessing
+from autoencode.training.checkpoint import _moments, _restore
 from autoencode.training.optim import Muon, make_optimizer, orthogonal, set_rate
 from autoencode.training.presets import settings
 from autoencode.training.runtime import choose_runtime
@@ -112,4 +113,6 @@ def test_steps_of_adamw_with_channels_innermost_are_those_of_its_formula() -> No
             other.grad = None if one.grad is None else one.grad.clone()
         optimizer.step()
         expected.step()
+        saved = {key: moment.contiguous() for key, moment in _moments("a", optimizer).items()}
+        _restore(optimizer, {key.removeprefix("a/"): moment for key, moment in saved.items()})
     torch.testing.assert_close(list(model.parameters()), list(plain.parameters()))

@@ -102,8 +102,9 @@ def test_a_page_with_another_model_or_none_restores_by_the_bundled_restorer(
 
 
 def test_a_model_trained_to_enlarge_enlarges_in_the_page_and_another_does_not(
-    tmp_path: Path, open_page: Callable[..., TestClient]
+    tmp_path: Path, open_page: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("autoencode.web.restore._MOST_PIXELS", 90 * 72)
     file = io.BytesIO()
     Image.fromarray(picture(24, 30)).save(file, "PNG")
     trained = {"train": {"corrupt": ["gaussian:0.1/downscale:2-3", "blur:1"]}}

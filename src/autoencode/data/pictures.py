@@ -244,9 +244,7 @@ def read_picture(file: Path | bytes, limits: Limits | None = None) -> Picture:
         if file_format == "TIFF":
             kept["tiffinfo"] = _describing_tags(image)
         plain = _plain(image)
-        profile = kept.get("icc_profile")
-        fits = isinstance(profile, bytes) and profile[16:20] == _PROFILE_SPACES[plain.mode]
-        if plain is not image and not fits:
+        if plain is not image and kept.get("icc_profile", b"")[16:20] != _PROFILE_SPACES[plain.mode]:
             kept.pop("icc_profile", None)
         levels, alpha = _channels(plain)
         return Picture(levels, alpha, file_format, kept, turn, has_more, is_deep)

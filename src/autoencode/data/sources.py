@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from autoencode.data.folders import Skipped
 
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
+_BESIDE = "autoencode-"  # begins the name of a temporary folder of images in memory
 _MOST_NAMED = 8  # paths that name a source of several; more are named by their digest
 
 
@@ -101,7 +102,7 @@ def _listed(given: Any, beside: Path | None) -> Listing:  # noqa: ANN401
 def _written(given: Any, beside: Path | None) -> Listing:  # noqa: ANN401
     """Write images in memory to files, which all commands can read and show."""
     if beside is None:
-        beside = Path(tempfile.mkdtemp(prefix="autoencode-"))
+        beside = Path(tempfile.mkdtemp(prefix=_BESIDE))
         atexit.register(shutil.rmtree, beside, ignore_errors=True)
     folder, labels = _write_images(given, beside)
     names = [f"{number:06}.png" for number in range(len(labels))]
@@ -120,6 +121,12 @@ def name_of(given: Any) -> str:  # noqa: ANN401
     for ending in (".pack", ".safetensors", *TABLES, *LISTS):
         name = name.removesuffix(ending)
     return name or "images"
+
+
+def was_in_memory(path: Path) -> bool:
+    """Whether a path is one that images in memory are given here, in this process or another."""
+    top = Path(tempfile.gettempdir())
+    return path.is_relative_to(top) and path.relative_to(top).as_posix().startswith(_BESIDE)
 
 
 def expanded(images: Any) -> Paths:  # noqa: ANN401 - see `listed`

@@ -120,7 +120,7 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map (B, 3, H, W) to flat features, channels first."""
-        by_onednn = not self.batch_norm and _computes_by_onednn(images)
+        by_onednn = not self.batch_norm and computes_by_onednn(images)
         return (self._by_onednn if by_onednn else self.layers)(images).flatten(1)
 
     def _by_onednn(self, images: Tensor) -> Tensor:
@@ -138,10 +138,11 @@ class Encoder(nn.Module):
         return features.to_dense()
 
 
-def _computes_by_onednn(images: Tensor) -> bool:
+def computes_by_onednn(images: Tensor) -> bool:
     """Whether layers of these images are computed in bf16 on a CPU for which oneDNN has kernels."""
     return (
-        images.device.type == "cpu"
+        torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        and images.device.type == "cpu"
         and torch.is_autocast_enabled("cpu")
         and torch.get_autocast_dtype("cpu") == torch.bfloat16
         and torch.ops.mkldnn._is_mkldnn_bf16_supported()

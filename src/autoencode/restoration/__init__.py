@@ -8,8 +8,10 @@ Shapes: H height, W width, C channels. Levels are (H, W, C) in 0..255 or 0..6553
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -25,7 +27,7 @@ from autoencode.data.corruptions import corrupt, parse_corruptions
 from autoencode.data.loader import random_seed
 from autoencode.data.pictures import Picture, read_picture
 from autoencode.data.preprocessing import Limits, check_usable, save_image
-from autoencode.data.sources import expanded, paths_given
+from autoencode.data.sources import expanded, paths_given, was_in_memory
 from autoencode.errors import ImageError, OutputError
 from autoencode.figures import SHEET_IMAGES, contact_sheet
 from autoencode.metrics.images import psnr
@@ -45,7 +47,6 @@ from autoencode.restoration.results import (
     Restoration,
     ResultNames,
     append_result,
-    comparison_of,
     create_log,
     read_results,
     write_table,
@@ -161,7 +162,8 @@ class _Job:
         logged = read_results(self.folder)
         finished = logged if self.model.digest else {}
         keys = {path: self._inputs_and_settings(path) for path in paths}
-        others = _of_other_images(logged.values(), paths)
+        others = _of_other_images(logged, keys.values())
+        outdated = {_original(key): one.comparison for key, one in logged.items() if one.comparison}
         taken = [finished[key].file for key in keys.values() if key in finished]
         names = ResultNames(paths, folders, [*taken, *(one.file for one in others)])
         for inner in {*names.folders, PurePosixPath(COMPARISONS_NAME), PurePosixPath()}:
@@ -176,6 +178,7 @@ class _Job:
                 try:
                     results.append(self._restore_file(path, names))
                     append_result(self.folder, keys[path], results[-1])
+                    self._remove_outdated(outdated.get(_original(keys[path])), results[-1])
                 except ImageError as err:
                     skipped.append((path, str(err)))
             progress(number, len(paths))
@@ -200,11 +203,9 @@ class _Job:
         restored = picture.with_levels(levels)
         name = names.take(path, picture.name_of(path))
         create_log(self.folder)
-        if not self.compare:  # one of an earlier call would show another result
-            (self.folder / comparison_of(name)).unlink(missing_ok=True)
-        else:
-            sheet = _before_and_after(picture, restored)
-            save_image(self.folder / names.take_comparison(name), sheet)
+        comparison = names.take_comparison(name) if self.compare else None
+        if comparison:
+            save_image(self.folder / comparison, _before_and_after(picture, restored))
         restored.save(self.folder / name)
         result = Restoration(
             path,
@@ -212,12 +213,19 @@ class _Job:
             differences.removed_rms,
             has_more_frames=picture.has_more_frames,
             was_16_bit_colour=picture.was_16_bit_colour,
+            comparison=comparison,
         )
         if clean is None:
             return result
         before_db, after_db = differences.psnr_db
         similarity = ssim_of_whole(levels, clean)
         return replace(result, psnr_db=after_db, ssim=similarity, corrupted_psnr_db=before_db)
+
+    def _remove_outdated(self, comparison: str | None, result: Restoration) -> None:
+        """Delete the picture before and after of an earlier result of the image, unless it was replaced."""
+        if comparison and comparison != result.comparison:
+            with contextlib.suppress(OSError):  # such as one that is open in a viewer
+                (self.folder / comparison).unlink()
 
     def _clean_levels(self, path: Path, picture: Picture) -> Levels | None:
         """Return what the result should be.
@@ -250,11 +258,17 @@ class _Job:
         return json.dumps([*_version(path), *settings, clean])
 
 
-def _of_other_images(logged: Iterable[Restoration], paths: Iterable[Path]) -> list[Restoration]:
-    """Return the latest result of each image that is not one of these: it stays, under its name."""
-    own = {str(path.absolute()) for path in paths}
-    latest = {str(one.path.absolute()): one for one in logged}
-    return [one for path, one in latest.items() if path not in own]
+def _of_other_images(logged: Mapping[str, Restoration], keys: Iterable[str]) -> list[Restoration]:
+    """Return the latest result of each other image file than those of the keys: they stay."""
+    own = {_original(key) for key in keys}
+    latest = {_original(key): one for key, one in logged.items()}
+    return [one for path, one in latest.items() if path not in own and not was_in_memory(Path(path))]
+
+
+def _original(key: str) -> str:
+    """Return the path of the image that a key is of, one for all ways to write it."""
+    path: str = json.loads(key)[0]
+    return os.path.normcase(os.path.normpath(path))
 
 
 def _version(path: Path) -> list[str | int]:

@@ -150,7 +150,7 @@ def check_arguments(model: Restorer, scale: int, amount: float) -> None:
     """Reject what this model cannot do.
 
     Raises:
-        ConfigError: the amount or the scale is out of range, or the model was not trained to enlarge so much.
+        ConfigError: the amount or the scale is out of range, or the model was not trained to enlarge by it.
     """
     if not 0 <= amount <= 1:
         raise ConfigError(f"The amount is {amount:g}; it must be from 0 to 1.")
@@ -162,10 +162,9 @@ def check_arguments(model: Restorer, scale: int, amount: float) -> None:
             "This model was not trained to enlarge. Train one with --corrupt downscale:2-4, or leave "
             "--scale out."
         )
-    if scale > max([1, *factors]):
-        raise ConfigError(
-            f"The scale is {scale}; this model was trained to enlarge by at most {max(factors)}."
-        )
+    if scale > 1 and scale not in factors:
+        known = " or ".join(map(str, factors))
+        raise ConfigError(f"The scale is {scale}; this model was trained to enlarge by {known}.")
 
 
 def check_enlarged(levels: Levels, scale: int, limits: Limits) -> None:

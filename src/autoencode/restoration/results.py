@@ -33,6 +33,7 @@ class Restoration:
         corrupted_psnr_db: the same ratio before restoring.
         has_more_frames: whether the file has more pages or frames; only the first was restored.
         was_16_bit_colour: whether the file has colours of 16 bits a channel; the result has 8.
+        comparison: name of the picture before and after in the folder; None for none.
     """
 
     path: Path
@@ -43,6 +44,7 @@ class Restoration:
     corrupted_psnr_db: float | None = None
     has_more_frames: bool = False
     was_16_bit_colour: bool = False
+    comparison: str | None = None
 
 
 class ResultNames:
@@ -75,13 +77,8 @@ class ResultNames:
 
     def take_comparison(self, name: str) -> str:
         """Return a free name of the picture before and after of the result called `name`."""
-        return self._names.free(comparison_of(name))
-
-
-def comparison_of(name: str) -> str:
-    """Return the usual name of the picture before and after of the result called `name`."""
-    ending = "" if name.lower().endswith(".png") else ".png"
-    return f"{COMPARISONS_NAME}/{name}{ending}"
+        ending = "" if name.lower().endswith(".png") else ".png"
+        return self._names.free(f"{COMPARISONS_NAME}/{name}{ending}")
 
 
 def _inner_folder(path: Path, folders: Sequence[Path]) -> PurePosixPath:
@@ -112,8 +109,7 @@ def write_table(folder: Path, results: Iterable[Restoration], skipped: Iterable[
 def read_results(folder: Path) -> dict[str, Restoration]:
     """Return the results that the log lists and the folder still has, by the key they were appended with.
 
-    A file of another size than was written is another file, or a part of it: it counts as none. Of results
-    that were written under one name, the file is the last.
+    Of results that were written under one name, the file is the last.
     """
     found: dict[str, Restoration] = {}
     keys: dict[str, str] = {}  # of the last result of each name
@@ -134,8 +130,9 @@ def read_results(folder: Path) -> dict[str, Restoration]:
                 **numbers,
                 has_more_frames=stored["has_more_frames"] is True,
                 was_16_bit_colour=stored["was_16_bit_colour"] is True,
+                comparison=_name_in(folder, stored.get("comparison")),
             )
-            if _is_in(folder, result.file, value.get("bytes")):
+            if _name_in(folder, result.file):
                 key = json.dumps(value["key"])
                 found.pop(keys.get(result.file, key), None)
                 found[key], keys[result.file] = result, key
@@ -151,17 +148,17 @@ def append_result(folder: Path, key: str, result: Restoration) -> None:
         name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in asdict(result).items()
     }
-    size = (folder / result.file).stat().st_size
-    line = {"key": parse_json(key), "restored": {**values, "path": str(result.path)}, "bytes": size}
+    line = {"key": parse_json(key), "restored": {**values, "path": str(result.path)}}
     append_line(folder / LOG_NAME, json.dumps(line))
 
 
-def _is_in(folder: Path, name: str, size: int | None) -> bool:
-    """Whether a folder has a file of this name and, if it is known, of this size in bytes."""
-    inner = PurePosixPath(name)  # of a log that somebody may have forged
-    if inner.is_absolute() or ".." in inner.parts or not (folder / inner).is_file():
-        return False
-    return size is None or (folder / inner).stat().st_size == size
+def _name_in(folder: Path, name: str | None) -> str | None:
+    """Return the name if it is that of a file in the folder; the log may have been forged."""
+    if name is None:
+        return None
+    inner = PurePosixPath(name)
+    is_inside = not inner.is_absolute() and ".." not in inner.parts
+    return name if is_inside and (folder / inner).is_file() else None
 
 
 def _number(value: float | str | None) -> float | None:

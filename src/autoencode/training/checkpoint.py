@@ -305,7 +305,8 @@ def _moments(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]
 def _restore(optimizer: torch.optim.Optimizer, saved: dict[str, Tensor]) -> None:
     """Load moments in the memory format of their parameters, which a file does not keep.
 
-    With another format the next step would round differently, and the run would not be bit for bit the same.
+    A fused step goes through weights, gradients and moments in the order of their memory: of another format,
+    moments would go to other weights. Other steps would round differently.
     """
     moments: dict[int, dict[str, Tensor]] = {}
     for key, tensor in saved.items():
@@ -314,7 +315,7 @@ def _restore(optimizer: torch.optim.Optimizer, saved: dict[str, Tensor]) -> None
     _check_moments(moments, [p for group in optimizer.param_groups for p in group["params"]])
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
-    # load_state_dict keeps the format of the file, contiguous, and steps would be rounded differently.
+    # load_state_dict keeps the format of the file, contiguous.
     for parameter, own in optimizer.state.items():
         for name, moment in own.items():
             if moment.shape == parameter.shape:

@@ -117,7 +117,7 @@ def _restore_whole(
         _full_size(workspace, picture),
         scale=scale,
         amount=amount,
-        limits=Limits(max_pixels=_MOST_PIXELS // scale**2),  # the result has as many times more
+        limits=Limits(max_pixels=_MOST_PIXELS),
         progress=tiles,
     )
 
