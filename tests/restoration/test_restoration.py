@@ -443,6 +443,21 @@ def test_a_comparison_goes_with_the_result_it_showed(
     assert {one.path for one in first.results} >= set(inner.iterdir())
 
 
+def test_no_result_takes_or_deletes_the_comparison_of_another(model_path: Path, tmp_path: Path) -> None:
+    images = in_folders(tmp_path, {"first/1.png": 60, "second/1.png": 90, "b.jpg": 60, "b.jpg.png": 90})
+    first, second = images / "first" / "1.png", images / "second" / "1.png"
+    out = tmp_path / "out"
+    restore(model_path, [first, images / "b.jpg"], out, compare=True)
+    before = (out / COMPARISONS_NAME / "b.jpg.png").read_bytes()
+    # The second now has the name, and so the comparison, that the first had.
+    made = restore(model_path, [second, first, images / "b.jpg.png"], out, compare=True, amount=0.5)
+    assert [one.file for one in made.results] == ["1.png", "1-2.png", "b.jpg.png"]
+    drawn = [one.comparison for one in made.results]
+    assert drawn == [f"{COMPARISONS_NAME}/{name}.png" for name in ("1", "1-2", "b.jpg-2")]
+    assert all((out / str(name)).is_file() for name in drawn)
+    assert (out / COMPARISONS_NAME / "b.jpg.png").read_bytes() == before
+
+
 def test_images_in_memory_replace_those_of_an_earlier_call(model_path: Path, tmp_path: Path) -> None:
     for level in (60, 90):
         made = restore(model_path, [np.full((20, 20, 3), level, np.uint8)], tmp_path / "out")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -164,8 +164,9 @@ class _Job:
         keys = {path: self._inputs_and_settings(path) for path in paths}
         others = _of_other_images(logged, keys.values())
         outdated = {_original(key): one.comparison for key, one in logged.items() if one.comparison}
-        taken = [finished[key].file for key in keys.values() if key in finished]
-        names = ResultNames(paths, folders, [*taken, *(one.file for one in others)])
+        staying = [*others, *(finished[key] for key in keys.values() if key in finished)]
+        comparisons = {one.comparison for one in staying if one.comparison}
+        names = ResultNames(paths, folders, [*(one.file for one in staying), *comparisons])
         for inner in {*names.folders, PurePosixPath(COMPARISONS_NAME), PurePosixPath()}:
             remove_temporaries(self.folder / inner)
         kept = 0
@@ -178,7 +179,8 @@ class _Job:
                 try:
                     results.append(self._restore_file(path, names))
                     append_result(self.folder, keys[path], results[-1])
-                    self._remove_outdated(outdated.get(_original(keys[path])), results[-1])
+                    comparisons.add(results[-1].comparison or "")
+                    self._remove_outdated(outdated.get(_original(keys[path])), comparisons)
                 except ImageError as err:
                     skipped.append((path, str(err)))
             progress(number, len(paths))
@@ -221,9 +223,9 @@ class _Job:
         similarity = ssim_of_whole(levels, clean)
         return replace(result, psnr_db=after_db, ssim=similarity, corrupted_psnr_db=before_db)
 
-    def _remove_outdated(self, comparison: str | None, result: Restoration) -> None:
-        """Delete the picture before and after of an earlier result of the image, unless it was replaced."""
-        if comparison and comparison != result.comparison:
+    def _remove_outdated(self, comparison: str | None, in_use: Set[str]) -> None:
+        """Delete the picture before and after of an earlier result, unless it is of another one now."""
+        if comparison and comparison not in in_use:
             with contextlib.suppress(OSError):  # such as one that is open in a viewer
                 (self.folder / comparison).unlink()
 
