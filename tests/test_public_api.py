@@ -10,6 +10,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -100,18 +101,21 @@ def test_help_loads_nothing_heavy(arguments: str) -> None:
     assert not loaded_after(code).intersection(HEAVY)
 
 
-def test_help_answers_in_less_than_three_tenths_of_a_second(tmp_path: Path) -> None:
-    """Of processor time, which other programs on the machine hardly change, with bytecode as installed."""
-    environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(tmp_path)}
+def test_help_answers_in_less_than_twice_the_time_that_its_parser_takes_to_load(
+    tmp_path: Path,
+) -> None:
+    """Processor time: 0.23 s, and 0.13 for Typer alone. A machine that is slow is slow with both."""
+    environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(tmp_path)}  # with bytecode, as installed
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    seconds = []
-    for _ in range(4):  # the first compiles
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        command = [sys.executable, "-m", "autoencode", "--help"]
-        subprocess.run(command, check=True, capture_output=True, env=environment)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
-    assert min(seconds) < 0.3
+    asked = {"help": ["-m", "autoencode", "--help"], "parser": ["-c", "import typer, typer.rich_utils"]}
+    seconds: dict[str, list[float]] = {name: [] for name in asked}
+    for _ in range(12):  # in turn, and other work may slow any of them down; the first compiles
+        for name, arguments in asked.items():
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            subprocess.run([sys.executable, *arguments], check=True, capture_output=True, env=environment)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            seconds[name].append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
+    assert median(seconds["help"]) < 2 * median(seconds["parser"])
 
 
 def test_the_package_runs_as_a_module_like_the_command() -> None:

@@ -18,7 +18,7 @@ from autoencode.web.workspace import open_workspace
 from .conftest import serving
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Page, Route
 
 pytest.importorskip("axe_playwright_python.base")
 from .test_page import PHONE, go, until, watched
@@ -164,3 +164,26 @@ def test_a_picture_is_tagged_kept_and_selected_in_its_window(page: Page) -> None
     page.keyboard.press("Escape")
     until(page, "!document.querySelector('dialog')")
     page.click(".selection-bar >> text=Clear")
+
+
+def test_a_picture_keeps_the_keyboard_when_the_list_is_renewed_late(page: Page) -> None:
+    go(page, "browse")
+    tile = "#tab-browse .grid .picture"
+    until(page, "s => document.querySelectorAll(s).length === 48", tile)
+    page.press(f"{tile} >> nth=0", "Enter")
+    page.wait_for_selector("dialog.viewer .curation")
+    held: list[Route] = []
+    page.route("**/api/browse?*", lambda route: held.append(route))
+    page.keyboard.press("d")
+    until(page, "document.querySelector('.curation .drop').ariaPressed === 'true'")
+    page.keyboard.press("Escape")
+    until(page, "document.activeElement.matches('#tab-browse .picture')")
+    for request in held:
+        request.continue_()
+    until(page, "document.querySelector('#tab-browse .mark.drop')")
+    assert page.evaluate("document.activeElement === document.querySelector('#tab-browse .picture')")
+    page.unroute("**/api/browse?*")
+    page.press(f"{tile} >> nth=0", "Enter")
+    page.click(".curation >> text=Undo")
+    until(page, "!document.querySelector('#tab-browse .mark.drop')")
+    page.keyboard.press("Escape")

@@ -2,7 +2,7 @@
 
 import { asked, between, remember } from "./address.js";
 import { get, getBuffer, query, restarting } from "./api.js";
-import { announce, field, h, isTyping, notice, number, say, sayIgnored, select, showFailure } from "./dom.js";
+import { announce, field, h, isTyping, keepingFocus, notice, number, say, sayIgnored, select, showFailure } from "./dom.js";
 import { arrowKeys, rectangle } from "./grid.js";
 import { openPicture, pictureButton, shortName, tileControls } from "./pictures.js";
 import { KEYS, addCheck, press, selectingKey } from "./selecting.js";
@@ -122,10 +122,14 @@ export function mount(root) {
     if (!isMore) {
       pictures.length = 0;
       showChoices(answer);
-      grid.replaceChildren();
     }
     pictures.push(...answer.pictures);
-    grid.append(...answer.pictures.map(tile));
+    const tiles = answer.pictures.map(tile);
+    if (isMore) grid.append(...tiles);
+    else {
+      const place = [...grid.children].findIndex((one) => one.contains(document.activeElement));
+      keepingFocus(grid, () => grid.replaceChildren(...tiles), () => tiles[Math.min(place, tiles.length - 1)] ?? text);
+    }
     found.textContent = `${number(total)} of ${number(workspace.images)} pictures`;
     end.hidden = pictures.length >= total && total > 0;
     end.replaceChildren(...(total ? [] : [nothingFound()]));
@@ -184,6 +188,7 @@ export function mount(root) {
     const marks = [picture.gone && h("span", { class: "mark gone" }, "gone"), picture.decision && h("span", { class: `mark ${picture.decision}` }, picture.decision === "drop" ? "✕" : "✓"), ...(picture.tags ?? []).map((name) => h("span", { class: "mark" }, name))];
     made.append(h("span", { class: "marks" }, marks.filter(Boolean)));
     if (picture.tags?.length || picture.decision || picture.gone) made.title = [picture.name, picture.gone && "its file is gone", picture.decision, ...(picture.tags ?? [])].filter(Boolean).join(", ");
+    made.dataset.focus = picture.id;
     addCheck(made);
     return made;
   }
