@@ -13,7 +13,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+import tracemalloc
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from autoencode.atomic import (
     parse_json,
     remove_temporaries,
     write_bytes,
+    write_csv,
     write_json,
 )
 from autoencode.errors import ConfigError, OutputError, RunError
@@ -331,6 +333,27 @@ def test_an_output_that_cannot_be_written_is_rejected(
 def test_a_table_is_text_whatever_bytes_are_in_a_name() -> None:
     rows = [("path", "score"), (Path(os.fsdecode(b"a,\xff.png")), 0.5), ("é\n", None)]
     assert csv_bytes(rows).decode() == 'path,score\n"a,\\udcff.png",0.5\n"é\n",\n'
+
+
+def test_a_long_table_is_written_row_by_row_and_whole_or_not_at_all(tmp_path: Path) -> None:
+    def rows(most: int) -> Iterator[tuple[object, ...]]:
+        for number in range(100_000):
+            if number == most:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            yield (f"image-{number}.png", number / 7)
+
+    table = tmp_path / "table.csv"
+    tracemalloc.start()
+    write_csv(table, rows(-1))
+    most_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most_bytes < 200_000 < table.stat().st_size
+    assert table.read_bytes() == csv_bytes(rows(-1))
+    before = table.read_bytes()
+    with pytest.raises(OutputError, match="No space left"):
+        write_csv(table, rows(50_000))
+    assert table.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [table]
 
 
 @pytest.mark.parametrize("url", ["s3://bucket/run", "gs://bucket/a/b", "file:///mnt/run"])

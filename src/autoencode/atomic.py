@@ -178,16 +178,26 @@ def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - anything JSON 
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
+def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
+    """Write rows to `path` as `csv_bytes` has them, whole or not at all; a row is in memory at a time."""
+    with atomic_file(path) as file:
+        _write_rows(file, rows)
+
+
 def csv_bytes(rows: Iterable[Iterable[object]]) -> bytes:
     """Return rows as CSV in UTF-8; bytes of file names that are not UTF-8 are escaped as in JSON: \\udcff.
 
     Text that a spreadsheet would run as a formula gets a quote before it; `plain_cell` removes it.
     """
     content = io.BytesIO()  # not StringIO, which holds four bytes per character
-    text = io.TextIOWrapper(content, "utf-8", errors="backslashreplace", newline="")
-    csv.writer(text, lineterminator="\n").writerows(map(_safe_cell, row) for row in rows)
-    text.flush()
+    _write_rows(content, rows)
     return content.getvalue()
+
+
+def _write_rows(file: IO[bytes], rows: Iterable[Iterable[object]]) -> None:
+    text = io.TextIOWrapper(file, "utf-8", errors="backslashreplace", newline="")
+    csv.writer(text, lineterminator="\n").writerows(map(_safe_cell, row) for row in rows)
+    text.detach()  # written out, and the file left open
 
 
 def _safe_cell(cell: object) -> object:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -105,7 +105,7 @@ class OutlierReference:
         if self.model != digest:
             raise ConfigError("This reference is of another model. Make one with fit_reference(model, pack).")
 
-    def cross_scored(self, score: str, scores: Array, digests: Sequence[str | None]) -> Array:
+    def cross_scored(self, score: str, scores: Array, digests: Iterable[str | None]) -> Array:
         """Return scores (N,) with those of the training images in place of what their own detectors gave.
 
         Args:

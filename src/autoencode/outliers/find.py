@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoencode import notebook
-from autoencode.atomic import TABLES, check_output, csv_bytes, write_bytes
+from autoencode.atomic import TABLES, check_output, write_bytes, write_csv
 from autoencode.cluster import Cluster, joined_cluster
 from autoencode.data.decoding import read_bytes
 from autoencode.data.folders import Skipped, by_type
@@ -197,7 +197,7 @@ class Outliers:
             OutputError: it cannot be written.
         """
         if table.suffix.lower() == ".csv":
-            write_bytes(table, csv_bytes([COLUMNS, *map(cells, self._rows())]))
+            write_csv(table, itertools.chain([COLUMNS], map(cells, self._rows())))
         else:
             write_bytes(table, (json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n").encode())
 
@@ -309,7 +309,7 @@ def find_outliers(
         reference.check_model(model.digest)
         scoring = scorer(reference, score, model)
         usable, scores, skipped = _scored(scoring, model, paths, limits, partial(report, "scoring"), cluster)
-    scores = reference.cross_scored(score, scores, [_digest(path, limits) for path in usable])
+    scores = reference.cross_scored(score, scores, (_digest(path, limits) for path in usable))
     outliers = reference.outliers(score, scores, fpr)
     judged = Verdicts(usable, scores, reference.p_values(score, scores), outliers, fpr)
     sheet = _sheet(model, judged, heatmaps, limits)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 
-from autoencode.atomic import append_line, csv_bytes, parse_json, write_bytes
+from autoencode.atomic import append_line, parse_json, write_csv
 from autoencode.data.file_names import FileNames
 from autoencode.untrusted import TEXT_BYTES, read_file
 
@@ -103,7 +103,7 @@ def write_table(folder: Path, results: Iterable[Restoration], skipped: Iterable[
     rows = [[str(one.path), one.file, *(getattr(one, name) for name in names), ""] for one in results]
     rows += [[str(path), "", *("" for _ in names), reason] for path, reason in skipped]
     header = ["original", "result", *names, "skipped"]
-    write_bytes(folder / TABLE_NAME, csv_bytes([header, *rows]))
+    write_csv(folder / TABLE_NAME, [header, *rows])
 
 
 def read_results(folder: Path) -> dict[str, Restoration]:
