@@ -11,6 +11,7 @@ import pytest
 from PIL import Image, ImageCms
 from tests.data.pictures import picture
 
+from autoencode.data.decoding import upright
 from autoencode.data.pictures import Picture, read_picture
 from autoencode.data.preprocessing import Limits
 from autoencode.errors import ImageError, OutputError
@@ -221,6 +222,16 @@ def test_a_picture_that_cannot_be_written_leaves_what_was_there(tmp_path: Path) 
     with pytest.raises(OutputError):
         Picture(COLOURS).save(tmp_path / "folder" / "a.png")
     assert (tmp_path / "folder").read_text() == "a file"
+
+
+@pytest.mark.parametrize("stored", range(1, 9))
+@pytest.mark.parametrize("wanted", range(1, 9))
+def test_the_pixels_are_given_as_a_file_of_another_orientation_has_them(stored: int, wanted: int) -> None:
+    levels = picture(5, 7)
+    found = Picture(levels, turn=stored).levels_in(wanted)
+    assert found.flags.c_contiguous
+    seen = [upright(Image.fromarray(one), turn) for one, turn in ((levels, stored), (found, wanted))]
+    assert np.array_equal(*seen)
 
 
 @pytest.mark.parametrize("file_format", ["TIFF", "GIF", "WEBP", "PNG", "AVIF"])

@@ -28,6 +28,7 @@ from autoencode import (
     restore,
     save_model,
 )
+from autoencode.data.decoding import ORIENTATION_TAG
 from autoencode.data.pictures import Picture
 from autoencode.data.preprocessing import Limits
 from autoencode.pixels import to_float
@@ -291,6 +292,20 @@ def test_measures_are_those_of_the_whole_image_however_many_tiles_and_strips_it_
     )
     assert made.ssim == pytest.approx(expected, abs=1e-6)
     assert made.psnr_db == pytest.approx(peak_signal_noise_ratio(clean, restored), abs=0.01)
+
+
+@pytest.mark.parametrize("size", [(40, 40), (30, 50)])
+def test_a_clean_image_is_compared_upright_however_either_file_has_it(
+    model_path: Path, size: tuple[int, int], tmp_path: Path
+) -> None:
+    clean = Image.fromarray(picture(*size))
+    clean.save(tmp_path / "clean.png")
+    exif = Image.Exif()
+    exif[ORIENTATION_TAG] = 6
+    clean.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    out = tmp_path / "out"
+    [made] = restore(model_path, tmp_path / "turned.png", out, clean=tmp_path / "clean.png").results
+    assert made.corrupted_psnr_db == math.inf
 
 
 def test_a_clean_image_that_was_replaced_is_measured_again(

@@ -154,6 +154,11 @@ class Picture:
         height, width = self.levels.shape[:2]
         return (height, width) if self.turn >= 5 else (width, height)
 
+    def levels_in(self, turn: int) -> Levels:
+        """Return the levels as a file of another EXIF orientation, 1 to 8, has them."""
+        back = {6: 8, 8: 6}.get(turn, turn)  # a quarter turn is undone by the other, the rest by themselves
+        return _turned(_turned(self.levels, self.turn), back).copy()  # without steps back through memory
+
     def image(self) -> Image.Image:
         """Return it as people see it on white: 8-bit RGB, upright."""
         return decoding.upright(self._on_white(), self.turn)
@@ -215,6 +220,14 @@ class Picture:
             file.seek(0)
             file.truncate()
             image.save(file, written, **options, **({"exif": turned} if self.turn != 1 else {}))
+
+
+def _turned(levels: Levels, turn: int) -> Levels:
+    """Apply an EXIF orientation to (H, W, C): four of them swap the axes, then any may mirror either."""
+    if turn >= 5:
+        levels = levels.swapaxes(0, 1)
+    rows, columns = (-1 if turn in flipped else 1 for flipped in ((3, 4, 7, 8), (2, 3, 6, 7)))
+    return levels[::rows, ::columns]
 
 
 def read_picture(file: Path | bytes, limits: Limits | None = None) -> Picture:

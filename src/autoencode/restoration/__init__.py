@@ -230,7 +230,7 @@ class _Job:
                 (self.folder / comparison).unlink()
 
     def _clean_levels(self, path: Path, picture: Picture) -> Levels | None:
-        """Return what the result should be.
+        """Return what the result should be, turned as the file of the picture has it.
 
         Raises:
             ImageError: there is no such image, or it cannot be compared.
@@ -239,7 +239,7 @@ class _Job:
             return None
         clean = self.clean.of(path)
         try:
-            levels = read_picture(clean, self.limits).levels
+            levels = read_picture(clean, self.limits).levels_in(picture.turn)
         except ImageError as err:
             raise ImageError(f"its clean image {clean}: {err}") from err
         height, width, channels = picture.levels.shape
