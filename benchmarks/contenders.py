@@ -362,21 +362,60 @@ def best(images: Images, weights: Weights) -> Run:
     return _best(images, plain=False)
 
 
-def _best(images: Images, *, plain: bool) -> Run:
+def best_keras(images: Images, weights: Weights, policy: str = "float32") -> Run:
+    """The network of `best` in Keras 3 on TensorFlow."""
+    import os
+
+    os.environ.update(KERAS_BACKEND="tensorflow", TF_CPP_MIN_LOG_LEVEL="3")
+    import keras as k
+    import tensorflow as tf
+
+    from best_in_keras import best_in_keras
+
+    k.mixed_precision.set_global_policy(policy)
+    model, config = _best_model(images)
+    network = best_in_keras(k, model)
+    optimizer = k.optimizers.AdamW(
+        config.learning_rate, weight_decay=0.01, beta_2=0.99, epsilon=1e-8, global_clipnorm=1.0
+    )
+    network.compile(optimizer=optimizer, loss="mse")
+    batch = tf.constant(images.transpose(0, 2, 3, 1))
+
+    def run(steps: int) -> list[float]:
+        return [float(network.train_on_batch(batch, batch)) for _ in range(steps)]
+
+    return run
+
+
+def best_keras_bf16(images: Images, weights: Weights) -> Run:
+    """The same with the mixed_bfloat16 policy."""
+    return best_keras(images, weights, "mixed_bfloat16")
+
+
+def _best_model(images: Images) -> tuple[Any, Any]:
+    """The model of `best` at its PCA start, and how it is trained."""
     import torch
 
     from autoencode import Autoencoder, Preprocessing
     from autoencode.models.pca import start_at_pca
-    from autoencode.training.optim import make_optimizer
     from autoencode.training.presets import settings
-    from autoencode.training.runtime import Runtime, choose_runtime
 
-    runtime = Runtime(torch.device("cpu"), False, False) if plain else choose_runtime("cpu")
     config, train_config = settings("best", code_size=128)
     torch.manual_seed(0)
     model = Autoencoder(config, Preprocessing(images.shape[2], images.shape[3]))
     varied = np.random.default_rng(0).random((512, 3, *images.shape[2:]), np.float32)
     start_at_pca(model, [torch.from_numpy(varied)])
+    return model, train_config
+
+
+def _best(images: Images, *, plain: bool) -> Run:
+    import torch
+
+    from autoencode.training.optim import make_optimizer
+    from autoencode.training.runtime import Runtime, choose_runtime
+
+    runtime = Runtime(torch.device("cpu"), False, False) if plain else choose_runtime("cpu")
+    model, train_config = _best_model(images)
     runtime.model_to_device(model)
     if plain:
         groups = model.parameter_groups()
@@ -413,5 +452,7 @@ CONTENDERS: dict[str, tuple[str, Callable[[Images, Weights], Run]]] = {
     "ours-fp32": ("autoencode, fp32", ours_fp32),
     "ours": ("autoencode", ours),
     "best-plain": ("the network of `best`, PyTorch in fp32", best_plain),
+    "best-keras": ("the network of `best`, Keras 3 on TensorFlow, fp32", best_keras),
+    "best-keras-bf16": ("the network of `best`, Keras 3, mixed_bfloat16", best_keras_bf16),
     "best": ("autoencode, `best`", best),
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import errno
 import json
 import os
@@ -13,8 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,14 +24,12 @@ from autoencode.atomic import (
     TABLES,
     atomic_file,
     check_output,
-    csv_bytes,
     exclusive,
     free_path,
     make_folder,
     parse_json,
     remove_temporaries,
     write_bytes,
-    write_csv,
     write_json,
 )
 from autoencode.errors import ConfigError, OutputError, RunError
@@ -330,32 +326,6 @@ def test_an_output_that_cannot_be_written_is_rejected(
         check_output(tmp_path / "new" / "a.csv", TABLES)
 
 
-def test_a_table_is_text_whatever_bytes_are_in_a_name() -> None:
-    rows = [("path", "score"), (Path(os.fsdecode(b"a,\xff.png")), 0.5), ("é\n", None)]
-    assert csv_bytes(rows).decode() == 'path,score\n"a,\\udcff.png",0.5\n"é\n",\n'
-
-
-def test_a_long_table_is_written_row_by_row_and_whole_or_not_at_all(tmp_path: Path) -> None:
-    def rows(most: int) -> Iterator[tuple[object, ...]]:
-        for number in range(100_000):
-            if number == most:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            yield (f"image-{number}.png", number / 7)
-
-    table = tmp_path / "table.csv"
-    tracemalloc.start()
-    write_csv(table, rows(-1))
-    most_bytes = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert most_bytes < 200_000 < table.stat().st_size
-    assert table.read_bytes() == csv_bytes(rows(-1))
-    before = table.read_bytes()
-    with pytest.raises(OutputError, match="No space left"):
-        write_csv(table, rows(50_000))
-    assert table.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [table]
-
-
 @pytest.mark.parametrize("url", ["s3://bucket/run", "gs://bucket/a/b", "file:///mnt/run"])
 def test_a_url_that_became_a_path_is_rejected_before_anything_is_made(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -381,14 +351,6 @@ def test_a_disk_without_locks_is_an_error_and_not_a_stale_lock(
     monkeypatch.setattr(fcntl, "flock", without_locks)
     with pytest.raises(OutputError, match="Could not write"), exclusive(tmp_path / "run", "busy", RunError):
         pytest.fail("locked")
-
-
-def test_text_that_a_spreadsheet_would_run_is_quoted_and_read_back(tmp_path: Path) -> None:
-    cells = ["=1+21.jpg", "=cmd|' /C calc'!A0", "+1.png", "-x", "@sum", "\tx", "'=1", "plain", "-0.5", "1e3"]
-    read = [line[0] for line in csv.reader(csv_bytes([[cell] for cell in cells]).decode().splitlines())]
-    assert [cell[:1] in "=+-@\t" for cell in read[:7]] == [False] * 7
-    assert read[7:] == cells[7:]
-    assert [atomic.plain_cell(cell) for cell in read] == cells
 
 
 def test_a_path_that_is_taken_gets_the_next_number(tmp_path: Path) -> None:

@@ -8,8 +8,6 @@ which only the last line can be cut short, and shards of a pack, which count onc
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import json
 import math
 import os
@@ -32,7 +30,6 @@ _LOCK_NAME = ".lock"
 _NAME_BYTES = 200
 _LOOK_SECONDS = 0.2  # how long a writer waits: `is_locked` holds the lock for a moment
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:")
-_FORMULA = re.compile(r"'*[=+\-@\t\r]")  # how a cell begins that a spreadsheet runs, quoted or not
 _HEAD_BYTES = 4096  # every image format that is written has a zero byte in these; text has none
 
 
@@ -176,47 +173,6 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - anything JSON can hold
     """Write `value` to `path` as indented JSON, whole or not at all."""
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
-
-
-def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
-    """Write rows to `path` as `csv_bytes` has them, whole or not at all; a row is in memory at a time."""
-    with atomic_file(path) as file:
-        _write_rows(file, rows)
-
-
-def csv_bytes(rows: Iterable[Iterable[object]]) -> bytes:
-    """Return rows as CSV in UTF-8; bytes of file names that are not UTF-8 are escaped as in JSON: \\udcff.
-
-    Text that a spreadsheet would run as a formula gets a quote before it; `plain_cell` removes it.
-    """
-    content = io.BytesIO()  # not StringIO, which holds four bytes per character
-    _write_rows(content, rows)
-    return content.getvalue()
-
-
-def _write_rows(file: IO[bytes], rows: Iterable[Iterable[object]]) -> None:
-    text = io.TextIOWrapper(file, "utf-8", errors="backslashreplace", newline="")
-    csv.writer(text, lineterminator="\n").writerows(map(_safe_cell, row) for row in rows)
-    text.detach()  # written out, and the file left open
-
-
-def _safe_cell(cell: object) -> object:
-    # A spreadsheet runs a cell that begins so as a formula, and a file's name may be anything. Numbers are
-    # numbers: only text can be a formula.
-    text = str(cell) if isinstance(cell, str | Path) else ""
-    return f"'{text}" if _FORMULA.match(text) and not _is_number(text) else cell
-
-
-def _is_number(text: str) -> bool:
-    with contextlib.suppress(ValueError):
-        float(text)
-        return True
-    return False
-
-
-def plain_cell(cell: Any) -> Any:  # noqa: ANN401 - a reader of CSV gives text, None or a list
-    """Return a cell of a table that `csv_bytes` wrote, without the quote against spreadsheets."""
-    return cell[1:] if isinstance(cell, str) and cell[:1] == "'" and _FORMULA.match(cell) else cell
 
 
 def append_line(path: Path, line: str) -> None:

@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from autoencode.atomic import claim_folder, csv_bytes, write_bytes
+from autoencode.atomic import claim_folder, write_bytes
+from autoencode.csv_files import csv_bytes
 from autoencode.data.preprocessing import save_image
 from autoencode.errors import ConfigError
 from autoencode.figures import contact_sheet, image_grid, png

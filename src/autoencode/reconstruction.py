@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from autoencode.atomic import check_output, claim_folder, csv_bytes, cut_name, make_folder, write_bytes
+from autoencode.atomic import check_output, claim_folder, cut_name, make_folder, write_bytes
+from autoencode.csv_files import csv_bytes
 from autoencode.data.corruptions import check_size, corrupt, parse_corruptions
 from autoencode.data.file_names import FileNames
 from autoencode.data.loader import random_seed

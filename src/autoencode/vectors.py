@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoencode.atomic import csv_bytes, write_bytes
+from autoencode.atomic import write_bytes
+from autoencode.csv_files import csv_bytes
 from autoencode.data.listing import Listing
 from autoencode.data.manifest import is_pack
 from autoencode.data.pack import Pack, open_pack

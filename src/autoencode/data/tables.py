@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from autoencode.atomic import plain_cell
+from autoencode.csv_files import plain_cell
 from autoencode.errors import ConfigError, ImageFolderError, MissingExtraError
 from autoencode.untrusted import TEXT_BYTES, open_file, read_file
 

@@ -9,7 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autoencode.atomic import csv_bytes, exclusive, remove_temporaries, write_bytes, write_json
+from autoencode.atomic import exclusive, remove_temporaries, write_bytes, write_json
+from autoencode.csv_files import csv_bytes
 from autoencode.duplicates.staying import RULES, staying
 from autoencode.errors import OutputError, check_choice
 

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from autoencode.atomic import TABLES, append_line, check_output, csv_bytes, plain_cell, write_bytes
+from autoencode.atomic import TABLES, append_line, check_output, write_bytes
+from autoencode.csv_files import csv_bytes, plain_cell
 from autoencode.data.listing import Paths
 from autoencode.data.preprocessing import Limits, check_usable
 from autoencode.data.sources import expanded, find_images

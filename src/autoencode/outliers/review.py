@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from autoencode.atomic import csv_bytes
+from autoencode.csv_files import csv_bytes
 from autoencode.data.loader import batches
 from autoencode.errors import check_choice
 from autoencode.outliers.calibration import OutlierReference, scorer

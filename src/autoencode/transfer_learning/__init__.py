@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoencode import notebook
-from autoencode.atomic import claim_folder, csv_bytes, write_bytes
+from autoencode.atomic import claim_folder, write_bytes
+from autoencode.csv_files import csv_bytes
 from autoencode.data.loader import random_seed
 from autoencode.embedding import find_encoder
 from autoencode.errors import ConfigError, MissingExtraError

@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autoencode.atomic import TABLES, check_output, csv_bytes, write_bytes
+from autoencode.atomic import TABLES, check_output, write_bytes
+from autoencode.csv_files import csv_bytes
 from autoencode.data.preprocessing import WRITABLE, Limits, read_chunks, save_image
 from autoencode.data.sources import expanded, paths_given, read_beside
 from autoencode.embedding import EMBEDDINGS, PRETRAINED_KINDS, ImageEncoder, find_encoder

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from fastapi import APIRouter, Query
 from fastapi.responses import Response
 
-from autoencode.atomic import csv_bytes
 from autoencode.configuration import Distance
+from autoencode.csv_files import csv_bytes
 from autoencode.data.decoders import UntrustedDecoder
 from autoencode.index.base import Neighbours
 from autoencode.pixels import to_float

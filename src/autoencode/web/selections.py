@@ -12,7 +12,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel
 
-from autoencode.atomic import csv_bytes
+from autoencode.csv_files import csv_bytes
 from autoencode.errors import ConfigError
 from autoencode.outliers.review import Decision, file_list
 from autoencode.web.archive import zipped
