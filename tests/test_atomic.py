@@ -12,7 +12,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+import tracemalloc
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -30,8 +31,10 @@ from autoencode.atomic import (
     parse_json,
     remove_temporaries,
     write_bytes,
+    write_csv,
     write_json,
 )
+from autoencode.csv_files import csv_bytes
 from autoencode.errors import ConfigError, OutputError, RunError
 
 
@@ -324,6 +327,27 @@ def test_an_output_that_cannot_be_written_is_rejected(
     monkeypatch.setattr(tempfile, "TemporaryFile", no_space)
     with pytest.raises(OutputError, match="No space left"):
         check_output(tmp_path / "new" / "a.csv", TABLES)
+
+
+def test_a_long_table_is_written_row_by_row_and_whole_or_not_at_all(tmp_path: Path) -> None:
+    def rows(most: int) -> Iterator[tuple[object, ...]]:
+        for number in range(100_000):
+            if number == most:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            yield (f"image-{number}.png", number / 7)
+
+    table = tmp_path / "table.csv"
+    tracemalloc.start()
+    write_csv(table, rows(-1))
+    most_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most_bytes < 200_000 < table.stat().st_size
+    assert table.read_bytes() == csv_bytes(rows(-1))
+    before = table.read_bytes()
+    with pytest.raises(OutputError, match="No space left"):
+        write_csv(table, rows(50_000))
+    assert table.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [table]
 
 
 @pytest.mark.parametrize("url", ["s3://bucket/run", "gs://bucket/a/b", "file:///mnt/run"])

@@ -20,6 +20,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Any
 
+from autoencode.csv_files import write_rows
 from autoencode.errors import ConfigError, OutputError, any_of
 from autoencode.untrusted import allowed_beside, allowed_by, open_log, read_head
 
@@ -173,6 +174,12 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - anything JSON can hold
     """Write `value` to `path` as indented JSON, whole or not at all."""
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
+    """Write rows to `path` as CSV, row by row, whole or not at all."""
+    with atomic_file(path) as file:
+        write_rows(file, rows)
 
 
 def append_line(path: Path, line: str) -> None:

@@ -10,15 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
-from autoencode.atomic import atomic_file
-
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")  # how a cell begins that a spreadsheet runs, quoted or not
-
-
-def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
-    """Write rows to `path` as `csv_bytes` has them, whole or not at all; a row is in memory at a time."""
-    with atomic_file(path) as file:
-        _write_rows(file, rows)
 
 
 def csv_bytes(rows: Iterable[Iterable[object]]) -> bytes:
@@ -27,11 +19,12 @@ def csv_bytes(rows: Iterable[Iterable[object]]) -> bytes:
     Text that a spreadsheet would run as a formula gets a quote before it; `plain_cell` removes it.
     """
     content = io.BytesIO()  # not StringIO, which holds four bytes per character
-    _write_rows(content, rows)
+    write_rows(content, rows)
     return content.getvalue()
 
 
-def _write_rows(file: IO[bytes], rows: Iterable[Iterable[object]]) -> None:
+def write_rows(file: IO[bytes], rows: Iterable[Iterable[object]]) -> None:
+    """Write rows to an open file as `csv_bytes` has them; one row is in memory at a time."""
     text = io.TextIOWrapper(file, "utf-8", errors="backslashreplace", newline="")
     csv.writer(text, lineterminator="\n").writerows(map(_safe_cell, row) for row in rows)
     text.detach()  # written out, and the file left open

@@ -20,9 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoencode import notebook
-from autoencode.atomic import TABLES, check_output, write_bytes
+from autoencode.atomic import TABLES, check_output, write_bytes, write_csv
 from autoencode.cluster import Cluster, joined_cluster
-from autoencode.csv_files import write_csv
 from autoencode.data.decoding import read_bytes
 from autoencode.data.folders import Skipped, by_type
 from autoencode.data.listing import Paths

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 
-from autoencode.atomic import append_line, parse_json
-from autoencode.csv_files import write_csv
+from autoencode.atomic import append_line, parse_json, write_csv
 from autoencode.data.file_names import FileNames
 from autoencode.untrusted import TEXT_BYTES, read_file
 
