@@ -15,6 +15,7 @@ from autoencode.models.efficientnet import (
     MEAN,
     SPREAD,
     EfficientNetLite0,
+    _FastGradient,
     _for_same_padding,
     pretrained_weights,
 )
@@ -83,3 +84,41 @@ def test_gradients_reach_the_images_by_the_operations_apart(network: EfficientNe
     network(images).sum().backward()
     assert images.grad is not None
     assert images.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("size", [(8, 12), (7, 12), (8, 11), (7, 9)])
+def test_the_fast_gradient_of_a_convolution_is_that_of_pytorch(kernel: int, size: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2, 6, *size, generator=generator)
+    weight = _for_same_padding(torch.randn(6, 1, kernel, kernel, generator=generator), features)
+    arguments = weight, torch.randn(6, generator=generator), (2, 2), (kernel // 2,) * 2, (1, 1), 6
+    found, expected = (features.clone().requires_grad_() for _ in range(2))
+    results = [_FastGradient.apply(found, *arguments), F.conv2d(expected, *arguments)]
+    assert torch.equal(*results)
+    gradient = torch.randn(results[0].shape, generator=generator)
+    for result in results:
+        result.backward(gradient)
+    torch.testing.assert_close(found.grad, expected.grad, rtol=1e-5, atol=1e-5)
+
+
+def test_the_fast_gradient_of_the_network_in_bf16_is_as_close_to_fp32_as_that_of_pytorch(
+    network: EfficientNetLite0, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = torch.rand(2, 3, 65, 64, generator=torch.Generator().manual_seed(0))
+
+    def gradient(of: EfficientNetLite0) -> torch.Tensor:
+        seen = images.clone().requires_grad_()
+        sum(one.float().square().mean() for one in of.feature_maps(seen, (0, 2, 4, 10))).backward()
+        assert seen.grad is not None
+        return seen.grad
+
+    exact = gradient(network)
+    cast = copy.deepcopy(network).to(torch.bfloat16)
+    fast = mock.Mock(wraps=_FastGradient.apply)
+    monkeypatch.setattr(_FastGradient, "apply", fast)
+    found = gradient(cast)
+    assert fast.call_count == 3  # the strided ones among these blocks
+    monkeypatch.setattr(efficientnet, "_has_slow_gradient", lambda *_: False)
+    errors = [(one - exact).norm() / exact.norm() for one in (found, gradient(cast))]
+    assert errors[0] < 1.05 * errors[1]
