@@ -284,7 +284,7 @@ def _fit(
             done += len(next(iter(batch.values())))
             progress(done, total)
 
-    train = _concatenated(measured("train"))
+    train = _collected(measured("train"), len(rows["train"]))
     if not train:
         raise ConfigError(
             f"{pack.location} has no training images to fit scores to. Use more images; three in four become "
@@ -299,7 +299,7 @@ def _fit(
     del train  # its patches take up to 90 MB
     # Held-out images are scored a batch at a time: there may be many, and their quantities need not be kept.
     test, validation = (
-        _concatenated(apply_detectors(detectors, batch) for batch in measured(split))
+        _collected((apply_detectors(detectors, batch) for batch in measured(split)), len(rows[split]))
         for split in ("test", "validation")
     )
     parts = parts_of(crossed)
@@ -313,12 +313,21 @@ def _fit(
     return {AUTO: auto, **detectors}, test, validation, crossed
 
 
-def _concatenated(batches: Iterable[Measured]) -> Measured:
-    parts: dict[str, list[Array]] = {}
+def _collected(batches: Iterable[Measured], count: int) -> Measured:
+    """Return the quantities of `count` images, given a batch at a time; none of no images.
+
+    Small arrays that were kept for each batch would split the memory that the next one needs in one piece.
+    """
+    found: Measured = {}
+    start = 0
     for batch in batches:
+        if not found:
+            found = {name: np.empty((count, *one.shape[1:]), one.dtype) for name, one in batch.items()}
+        end = start + len(next(iter(batch.values())))
         for name, values in batch.items():
-            parts.setdefault(name, []).append(values)
-    return {name: np.concatenate(values) for name, values in parts.items()}
+            found[name][start:end] = values
+        start = end
+    return found
 
 
 def _evenly(rows: NDArray[np.int64], most: int | None) -> NDArray[np.int64]:
