@@ -116,6 +116,7 @@ def test_help_answers_in_less_than_twice_the_time_that_its_parser_takes_to_load(
             after = resource.getrusage(resource.RUSAGE_CHILDREN)
             seconds[name].append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
     assert median(seconds["help"]) < 2 * median(seconds["parser"])
+    assert min(seconds["help"]) < 0.6  # whatever the parser takes
 
 
 def test_the_package_runs_as_a_module_like_the_command() -> None:

@@ -24,10 +24,10 @@ def csv_bytes(rows: Iterable[Iterable[object]]) -> bytes:
 
 
 def write_rows(file: IO[bytes], rows: Iterable[Iterable[object]]) -> None:
-    """Write rows to an open file as `csv_bytes` has them; one row is in memory at a time."""
+    """Write rows to an open file as `csv_bytes` has them, with one row in memory at a time."""
     text = io.TextIOWrapper(file, "utf-8", errors="backslashreplace", newline="")
     csv.writer(text, lineterminator="\n").writerows(map(_safe_cell, row) for row in rows)
-    text.detach()  # written out, and the file left open
+    text.detach()  # writes what is buffered, and does not close the file
 
 
 def _safe_cell(cell: object) -> object:

@@ -15,7 +15,7 @@ from autoencode.models.efficientnet import (
     MEAN,
     SPREAD,
     EfficientNetLite0,
-    _FastGradient,
+    _FixedConvolution,
     _for_same_padding,
     pretrained_weights,
 )
@@ -94,7 +94,7 @@ def test_the_fast_gradient_of_a_convolution_is_that_of_pytorch(kernel: int, size
     weight = _for_same_padding(torch.randn(6, 1, kernel, kernel, generator=generator), features)
     arguments = weight, torch.randn(6, generator=generator), (2, 2), (kernel // 2,) * 2, (1, 1), 6
     found, expected = (features.clone().requires_grad_() for _ in range(2))
-    results = [_FastGradient.apply(found, *arguments), F.conv2d(expected, *arguments)]
+    results = [_FixedConvolution.apply(found, *arguments), F.conv2d(expected, *arguments)]
     assert torch.equal(*results)
     gradient = torch.randn(results[0].shape, generator=generator)
     for result in results:
@@ -115,8 +115,8 @@ def test_the_fast_gradient_of_the_network_in_bf16_is_as_close_to_fp32_as_that_of
 
     exact = gradient(network)
     cast = copy.deepcopy(network).to(torch.bfloat16)
-    fast = mock.Mock(wraps=_FastGradient.apply)
-    monkeypatch.setattr(_FastGradient, "apply", fast)
+    fast = mock.Mock(wraps=_FixedConvolution.apply)
+    monkeypatch.setattr(_FixedConvolution, "apply", fast)
     found = gradient(cast)
     assert fast.call_count == 3  # the strided ones among these blocks
     monkeypatch.setattr(efficientnet, "_has_slow_gradient", lambda *_: False)

@@ -94,10 +94,10 @@ def test_a_small_folder_gets_enough_steps_and_a_preset_of_the_paper_keeps_its_nu
 @pytest.mark.parametrize(
     ("size", "images", "steps", "batches"),
     [
-        (32, 200, 1000, 320),  # about 80 s of a processor for both phases, and 120 s at 64 pixels
-        (64, 300, 1000, 320),
-        (128, 300, 500, 160),  # 200 s: two minutes on two cores
-        (128, 32, 200, 160),  # no more than 200 epochs
+        (32, 200, 1000, 200),  # about 80 s of a processor for both phases, and 120 s at 64 pixels
+        (64, 300, 1000, 200),
+        (128, 300, 500, 100),  # 200 s: two minutes on two cores
+        (128, 32, 200, 100),  # no more than 200 epochs
         (64, 1500, 1000, 640),  # a critic has to learn first
         (256, 1500, 470, 320),
         (128, 16_000, 5000, 625),  # ten epochs, and an eighth

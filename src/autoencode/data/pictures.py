@@ -156,6 +156,8 @@ class Picture:
 
     def levels_in(self, turn: int) -> Levels:
         """Return the levels as a file of another EXIF orientation, 1 to 8, has them."""
+        if turn == self.turn:
+            return self.levels
         back = {6: 8, 8: 6}.get(turn, turn)  # a quarter turn is undone by the other, the rest by themselves
         return _turned(_turned(self.levels, self.turn), back).copy()  # without steps back through memory
 

@@ -314,9 +314,10 @@ def _fit(
 
 
 def _collected(batches: Iterable[Measured], count: int) -> Measured:
-    """Return the quantities of `count` images, given a batch at a time; none of no images.
+    """Return the quantities of `count` images, which come a batch at a time; an empty dict for no image.
 
-    Small arrays that were kept for each batch would split the memory that the next one needs in one piece.
+    They are copied into one array each: small arrays kept for each batch would lie between the large ones
+    that are freed, and memory would grow with every batch.
     """
     found: Measured = {}
     start = 0
@@ -327,7 +328,7 @@ def _collected(batches: Iterable[Measured], count: int) -> Measured:
         for name, values in batch.items():
             found[name][start:end] = values
         start = end
-    return found
+    return {name: values[:start] for name, values in found.items()}
 
 
 def _evenly(rows: NDArray[np.int64], most: int | None) -> NDArray[np.int64]:

@@ -361,8 +361,8 @@ def _scored(
     """Return the files that could be used and their scores (N,), and the others with the reason."""
     usable: list[str] = []
     skipped = list(paths.skipped) if isinstance(paths, Paths) else []
-    # One array for all: a small one kept for each chunk stays between the large ones that are freed, and
-    # splits the memory that the next chunk needs in one piece: 0.5 MB for each chunk of 32x32 pixels.
+    # One array for all: small ones kept for each chunk would lie between the large ones that are freed, and
+    # memory grew by 0.5 MB with each chunk of 32x32 pixels.
     scores = np.empty(len(paths))
     for read, found in map_files(scoring, paths, CHUNK, model.preprocessing, limits, skipped, cluster):
         scores[len(usable) : len(usable) + len(read)] = found

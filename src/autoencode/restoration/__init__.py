@@ -253,7 +253,8 @@ class _Job:
     def _inputs_and_settings(self, path: Path) -> str:
         """Return all that decides the result of a file and what is measured of it, as text."""
         try:
-            clean = None if self.clean is None else _version(self.clean.of(path))
+            # "upright": results that were measured against an image turned otherwise are not kept.
+            clean = None if self.clean is None else ["upright", *_version(self.clean.of(path))]
         except ImageError:  # the reason why this file is skipped when its turn comes
             clean = []
         settings = self.model.digest, self.scale, float(self.amount), self.compare

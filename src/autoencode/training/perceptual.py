@@ -58,7 +58,7 @@ LOSS_DB = 0.44
 # sharpness is 0.50 instead of 0.45 with equal weights, at the same KID.
 _COARSE_SHARE = 0.3
 # Batches of the first phase that take as long as one of this phase; estimates the time left at first.
-COST = 6.0
+COST = 7.0
 
 
 # The views of each micro-batch, with its position in the batch.

@@ -108,8 +108,10 @@ _LEAST_RESTORER_STEPS = 3_000
 
 # Batches for a critic to learn first, and those of a folder with few images, for a first try. Reconstructions
 # of emoji have a KID of 0.323 after 320 batches, 0.238 after 640 and 0.245 after 1,208 (docs/results.md).
-_LEAST_PERCEPTUAL_BATCHES, _PERCEPTUAL_BATCHES_OF_FEW, _FEW_IMAGES = 640, 320, 1_000
-_SMALLEST_SHARE = 0.5  # of these batches, however large the images are: a critic that cannot judge is none
+_LEAST_PERCEPTUAL_BATCHES, _PERCEPTUAL_BATCHES_OF_FEW, _FEW_IMAGES = 640, 200, 1_000
+_LEAST_OF_LARGE = (
+    320  # images; a critic that has seen fewer batches cannot tell real images from decoded ones
+)
 
 
 _MOST_EPOCHS = 200  # each is validated and saved
@@ -198,8 +200,8 @@ def adapted(
         chosen.append(f"{epochs} epochs{' at most' if config.early_stopping else ''}")
         if config.perceptual and "perceptual" not in given:
             few = images < _FEW_IMAGES
-            least = _PERCEPTUAL_BATCHES_OF_FEW if few else _LEAST_PERCEPTUAL_BATCHES
-            batches = least * max(smaller, 0 if few else _SMALLEST_SHARE)
+            enough = max(_LEAST_PERCEPTUAL_BATCHES * smaller, _LEAST_OF_LARGE)
+            batches = _PERCEPTUAL_BATCHES_OF_FEW * smaller if few else enough
             share = batches / (steps * config.epochs)
             config = replace(config, perceptual=round(max(config.perceptual, min(1.0, share)), 3))
     if not can_sharpen:
