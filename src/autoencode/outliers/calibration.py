@@ -314,20 +314,16 @@ def _fit(
 
 
 def _collected(batches: Iterable[Measured], count: int) -> Measured:
-    """Return the quantities of `count` images, which come a batch at a time; an empty dict for no image.
-
-    They are copied into one array each: small arrays kept for each batch would lie between the large ones
-    that are freed, and memory would grow with every batch.
-    """
+    """Return the quantities of `count` images, which come a batch at a time; an empty dict for no image."""
+    # One array for all: small ones of each batch would lie between the large ones that are freed.
     found: Measured = {}
     start = 0
     for batch in batches:
         if not found:
             found = {name: np.empty((count, *one.shape[1:]), one.dtype) for name, one in batch.items()}
-        end = start + len(next(iter(batch.values())))
         for name, values in batch.items():
-            found[name][start:end] = values
-        start = end
+            found[name][start : start + len(values)] = values
+        start += len(next(iter(batch.values())))
     return {name: values[:start] for name, values in found.items()}
 
 
