@@ -29,7 +29,7 @@ from autoencode.outliers.conformal import (
     false_positive_rate,
 )
 from autoencode.outliers.detectors import Combination, Detector, Value, from_arrays, to_arrays
-from autoencode.outliers.measurements import measurer
+from autoencode.outliers.measurements import collected, measurer
 from autoencode.outliers.scores import (
     AUTO,
     SCORES,
@@ -284,7 +284,7 @@ def _fit(
             done += len(next(iter(batch.values())))
             progress(done, total)
 
-    train = _collected(measured("train"), len(rows["train"]))
+    train = collected(measured("train"), len(rows["train"]))
     if not train:
         raise ConfigError(
             f"{pack.location} has no training images to fit scores to. Use more images; three in four become "
@@ -299,7 +299,7 @@ def _fit(
     del train  # its patches take up to 90 MB
     # Held-out images are scored a batch at a time: there may be many, and their quantities need not be kept.
     test, validation = (
-        _collected((apply_detectors(detectors, batch) for batch in measured(split)), len(rows[split]))
+        collected((apply_detectors(detectors, batch) for batch in measured(split)), len(rows[split]))
         for split in ("test", "validation")
     )
     parts = parts_of(crossed)
@@ -311,20 +311,6 @@ def _fit(
     for held_out in filter(None, (test, validation)):
         held_out[AUTO] = auto.score(parts_of(held_out))
     return {AUTO: auto, **detectors}, test, validation, crossed
-
-
-def _collected(batches: Iterable[Measured], count: int) -> Measured:
-    """Return the quantities of `count` images, which come a batch at a time; an empty dict for no image."""
-    # One array for all: small ones of each batch would lie between the large ones that are freed.
-    found: Measured = {}
-    start = 0
-    for batch in batches:
-        if not found:
-            found = {name: np.empty((count, *one.shape[1:]), one.dtype) for name, one in batch.items()}
-        for name, values in batch.items():
-            found[name][start : start + len(values)] = values
-        start += len(next(iter(batch.values())))
-    return {name: values[:start] for name, values in found.items()}
 
 
 def _evenly(rows: NDArray[np.int64], most: int | None) -> NDArray[np.int64]:

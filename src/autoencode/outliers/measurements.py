@@ -20,7 +20,7 @@ from autoencode.outliers.scores import AUTO, Score, scores_for
 from autoencode.pixels import SIGMA2_FLOOR
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from autoencode.models.autoencoder import Autoencoder
     from autoencode.outliers.detectors import Array
@@ -188,6 +188,20 @@ def _measured(model: Autoencoder, quantities: tuple[str, ...], images: Tensor) -
     values = {quantity: getattr(measurements, quantity) for quantity in quantities}
     # float64: distances subtract squares that are nearly equal. Patches are too many for that.
     return {name: (one if one.dtype == torch.half else one.double()).numpy() for name, one in values.items()}
+
+
+def collected(batches: Iterable[dict[str, Array]], count: int) -> dict[str, Array]:
+    """Return the quantities of `count` images, which come a batch at a time; an empty dict for no image."""
+    # One array for all: small ones of each batch would lie between the large ones that are freed.
+    found: dict[str, Array] = {}
+    start = 0
+    for batch in batches:
+        if not found:
+            found = {name: np.empty((count, *one.shape[1:]), one.dtype) for name, one in batch.items()}
+        for name, values in batch.items():
+            found[name][start : start + len(values)] = values
+        start += len(next(iter(batch.values())))
+    return {name: values[:start] for name, values in found.items()}
 
 
 @torch.inference_mode()
