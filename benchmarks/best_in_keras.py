@@ -15,18 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoencode import Autoencoder
-from autoencode.models.convolutions import PATCH
+from autoencode.models.convolutions import _MEAN, _SPREAD, PATCH
 
 Weight = NDArray[np.float32]
-
-MEAN, SPREAD = 0.5, 0.25  # of the values that the convolutions see
 
 
 def best_in_keras(keras: Any, model: Autoencoder) -> Any:  # noqa: ANN401
     """Return a Keras model of the same function as a model of `best`, under the policy of Keras."""
     height, width = model.preprocessing.height, model.preprocessing.width
     widths, layers = model.config.widths, keras.layers
-    grid = height // PATCH // 2 ** (len(widths) - 1), width // PATCH // 2 ** (len(widths) - 1)
+    deepest, *grid = model.decoder.grid
     named: dict[str, Any] = {}
 
     def layer(name: str, made: Any) -> Any:  # noqa: ANN401
@@ -41,7 +39,7 @@ def best_in_keras(keras: Any, model: Autoencoder) -> Any:  # noqa: ANN401
         return layers.Add()([features, inner])
 
     def patches(images: Any) -> Any:  # noqa: ANN401
-        return SpaceToDepth(PATCH)(layers.Rescaling(1 / SPREAD, -MEAN / SPREAD)(images))
+        return SpaceToDepth(PATCH)(layers.Rescaling(1 / _SPREAD, -_MEAN / _SPREAD)(images))
 
     class SpaceToDepth(layers.Layer):
         def __init__(self, side: int) -> None:
@@ -82,8 +80,8 @@ def best_in_keras(keras: Any, model: Autoencoder) -> Any:  # noqa: ANN401
     for depth, deeper in enumerate(widths[1:], 1):
         down = layer(f"decoder.down.{depth}", layers.Conv2D(deeper, 2, strides=2))
         seen.append(down(layers.Activation("silu")(seen[-1])))
-    features = layer("decoder.expand", layers.Dense(grid[0] * grid[1] * widths[-1]))(code)
-    features = layers.Reshape((*grid, widths[-1]))(features)
+    features = layer("decoder.expand", layers.Dense(grid[0] * grid[1] * deepest))(code)
+    features = layers.Reshape((*grid, deepest))(features)
     for depth in reversed(range(len(widths))):
         features = block(f"decoder.blocks.{depth}", layers.Add()([features, seen[depth]]))
         if depth:
@@ -93,14 +91,14 @@ def best_in_keras(keras: Any, model: Autoencoder) -> Any:  # noqa: ANN401
     added = DepthToSpace(PATCH)(out(layers.Activation("silu")(features)))
     scaled = layers.Rescaling(float(model.decoder.scale), **exact)(added)
     network = keras.Model(images, layers.Add(**exact)([painted, scaled]))
-    _load(named, model, grid)
+    _load(named, model)
     return network
 
 
-def _load(named: dict[str, Any], model: Autoencoder, grid: tuple[int, int]) -> None:
+def _load(named: dict[str, Any], model: Autoencoder) -> None:
     """Put the weights of our layers into those of Keras."""
     ours = dict(model.named_modules())
-    deepest, pooled = (model.config.widths[-1], *grid), tuple(model.decoder.linear.small)
+    deepest, pooled = model.decoder.grid, model.decoder.linear.small
     flat_inputs = {"to_mean": deepest, "linear.matrix": pooled}
     flat_outputs = {"decoder.expand": deepest, "decoder.linear.matrix": pooled}
     patches = {"encoder.layers.0", "decoder.down.0"}

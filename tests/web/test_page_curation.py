@@ -134,12 +134,19 @@ def test_copies_are_chosen_singly_and_what_stays_is_up_to_the_person(
         context.close()
 
 
-def test_a_picture_is_tagged_kept_and_selected_in_its_window(page: Page) -> None:
+TILE = "#tab-browse .grid .picture"
+
+
+def open_first(page: Page) -> None:
+    """Open the window of the first picture in Browse."""
     go(page, "browse")
-    tile = "#tab-browse .grid .picture"
-    until(page, "s => document.querySelectorAll(s).length === 48", tile)
-    page.press(f"{tile} >> nth=0", "Enter")
+    until(page, "s => document.querySelectorAll(s).length === 48", TILE)
+    page.press(f"{TILE} >> nth=0", "Enter")
     page.wait_for_selector("dialog.viewer .curation")
+
+
+def test_a_picture_is_tagged_kept_and_selected_in_its_window(page: Page) -> None:
+    open_first(page)
     page.keyboard.press("ArrowRight")
     page.wait_for_selector("dialog.viewer >> text=2 of 48")
     page.keyboard.press("Space")
@@ -154,7 +161,7 @@ def test_a_picture_is_tagged_kept_and_selected_in_its_window(page: Page) -> None
     page.keyboard.press("Escape")
     until(page, "!document.querySelector('dialog')")
     until(page, "document.activeElement.matches('#tab-browse .picture.chosen')")  # the last one seen
-    page.press(f"{tile} >> nth=1", "Enter")
+    page.press(f"{TILE} >> nth=1", "Enter")
     page.click(".chips >> text=seen")
     until(page, "!document.querySelector('.chips .chip')")
     for chips, dropped in ((1, 1), (0, 1), (0, 0)):  # the tag given again, taken, and the decision
@@ -167,11 +174,7 @@ def test_a_picture_is_tagged_kept_and_selected_in_its_window(page: Page) -> None
 
 
 def test_a_picture_keeps_the_keyboard_when_the_list_is_renewed_late(page: Page) -> None:
-    go(page, "browse")
-    tile = "#tab-browse .grid .picture"
-    until(page, "s => document.querySelectorAll(s).length === 48", tile)
-    page.press(f"{tile} >> nth=0", "Enter")
-    page.wait_for_selector("dialog.viewer .curation")
+    open_first(page)
     held: list[Route] = []
     page.route("**/api/browse?*", lambda route: held.append(route))
     page.keyboard.press("d")
@@ -183,7 +186,7 @@ def test_a_picture_keeps_the_keyboard_when_the_list_is_renewed_late(page: Page) 
     until(page, "document.querySelector('#tab-browse .mark.drop')")
     assert page.evaluate("document.activeElement === document.querySelector('#tab-browse .picture')")
     page.unroute("**/api/browse?*")
-    page.press(f"{tile} >> nth=0", "Enter")
+    page.press(f"{TILE} >> nth=0", "Enter")
     page.click(".curation >> text=Undo")
     until(page, "!document.querySelector('#tab-browse .mark.drop')")
     page.keyboard.press("Escape")

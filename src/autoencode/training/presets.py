@@ -109,9 +109,7 @@ _LEAST_RESTORER_STEPS = 3_000
 # Batches for a critic to learn first, and those of a folder with few images, for a first try. Reconstructions
 # of emoji have a KID of 0.323 after 320 batches, 0.238 after 640 and 0.245 after 1,208 (docs/results.md).
 _LEAST_PERCEPTUAL_BATCHES, _PERCEPTUAL_BATCHES_OF_FEW, _FEW_IMAGES = 640, 200, 1_000
-_LEAST_OF_LARGE = (
-    320  # images; a critic that has seen fewer batches cannot tell real images from decoded ones
-)
+_LEAST_OF_LARGE = 320  # batches for large images: after fewer, a critic has hardly begun to distinguish
 
 
 _MOST_EPOCHS = 200  # each is validated and saved
