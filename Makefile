@@ -23,7 +23,9 @@ BIN := .venv/bin
 
 .PHONY: demo test check docs notebooks bench torture test-scale test-lowest format clean
 
-demo: .venv/installed
+# Modules are compiled when they are first imported: Python is told to keep that.
+demo: export PYTHONDONTWRITEBYTECODE :=
+demo: .venv/base-installed
 	$(BIN)/autoencode demo
 
 test: .venv/installed check
@@ -72,10 +74,15 @@ bench: .venv/installed
 	@echo "\n## Search\n" && $(BIN)/python benchmarks/search_speed.py --codes 200000 --queries 100
 	@echo "\n## Memory\n" && $(BIN)/python benchmarks/memory.py --images 2000 10000
 
-.venv/installed: pyproject.toml constraints-cpu.txt
+# Compiling every module of every package takes longer than installing them, and most are never imported.
+.venv/base-installed: pyproject.toml constraints-cpu.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet $(PIP_FLAGS) --no-deps $(TORCH_FLAGS) -c constraints-cpu.txt torch
+	$(BIN)/pip install --quiet --no-compile $(PIP_FLAGS) --no-deps $(TORCH_FLAGS) -c constraints-cpu.txt torch
+	$(BIN)/pip install --quiet --no-compile $(PIP_FLAGS) -c constraints-cpu.txt -e ".[demo]"
+	touch $@
+
+.venv/installed: .venv/base-installed
 	$(BIN)/pip install --quiet $(PIP_FLAGS) -c constraints-cpu.txt -e ".[demo,eval,map,onnx,tensorboard,web,dev]"
 # Checks the types of the page's scripts; without npm, or offline, its test is skipped.
 	command -v npm >/dev/null && npm install --silent --no-audit --no-fund --prefix .venv typescript@5.9.3 || true

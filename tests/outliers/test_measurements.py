@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +13,7 @@ from torch.distributions import Independent, Normal, kl_divergence
 
 from autoencode import Autoencoder, ModelConfig, Preprocessing, heat_maps
 from autoencode.metrics.statistics import auroc
-from autoencode.outliers.measurements import coloured, measurer, residual_spectrum
+from autoencode.outliers.measurements import collected, coloured, measurer, residual_spectrum
 from autoencode.pixels import SIGMA2_FLOOR
 
 
@@ -111,3 +114,21 @@ def test_colours_run_from_dark_to_bright_and_nothing_is_dark() -> None:
     brightness = coloured(maps).astype(int).sum(axis=3)[0]
     assert brightness[0, 0] < brightness[0, 1] < brightness[1, 0] < brightness[1, 1]
     assert coloured(torch.zeros(1, 2, 2)).max() < 10
+
+
+def test_no_batch_outlives_the_next() -> None:
+    # Small arrays that are kept of each batch keep the memory around them from the system.
+    alive: list[weakref.ref[np.ndarray]] = []
+    most = 0
+
+    def batches() -> Iterator[dict[str, np.ndarray]]:
+        nonlocal most
+        for first in range(0, 40, 4):
+            batch = np.arange(first, first + 4, dtype=np.float32)
+            alive.append(weakref.ref(batch))
+            most = max(most, sum(one() is not None for one in alive))
+            yield {"error": batch}
+
+    found = collected(batches(), 40)
+    assert most <= 2  # the one that is made, and the one before it
+    np.testing.assert_array_equal(found["error"], np.arange(40))
