@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
+import faiss
 import numpy as np
 import pytest
 import torch
@@ -185,6 +187,8 @@ def test_a_bank_gives_the_mahalanobis_distance_to_the_nearest_patch() -> None:
     gaps = queries.reshape(-1, 1, 6).astype(float) - flat
     expected = np.sqrt(np.einsum("nmi,ij,nmj->nm", gaps, precision, gaps).min(1) / 6).reshape(2, 3)
     np.testing.assert_allclose(bank.distances(queries), expected, rtol=0.02, atol=0.01)
+    many = np.concatenate([queries.reshape(-1, 6)] * 200)  # more than are compared at once
+    np.testing.assert_allclose(bank.distances(many), np.tile(bank.distances(queries).ravel(), 200), rtol=1e-3)
     blank = np.ones((3, 3, 6), np.float16)
     assert np.isfinite(PatchBank.fit([blank]).distances(blank + 1)).all()
 
@@ -300,3 +304,17 @@ def test_images_of_12_bits_in_files_of_16_are_not_nearly_black(tmp_path: Path) -
             tmp_path / "photos" / f"{number}.png"
         )
     assert fit_normal(tmp_path / "photos").value_range == ()
+
+
+def test_the_nearest_patch_is_that_of_an_exact_search() -> None:
+    generator = np.random.default_rng(1)
+    patches = generator.standard_normal((20, 100, 24)).astype(np.float16)
+    bank = PatchBank.fit(list(patches[:, :, None]))
+    queries = generator.standard_normal((7, 200, 24)).astype(np.float16)
+    whitened = (queries.reshape(-1, 24).astype(np.float32) - bank.mean) @ bank.whitening
+    index: Any = faiss.IndexFlatL2(24)
+    index.add(bank.patches.astype(np.float32))
+    expected = np.sqrt(index.search(whitened, 1)[0][:, 0] / 24).reshape(7, 200)
+    np.testing.assert_allclose(bank.distances(queries), expected, rtol=1e-4)
+    itself = bank.distances((bank.patches.astype(np.float64) @ np.linalg.inv(bank.whitening)) + bank.mean)
+    assert itself.max() < 0.01
