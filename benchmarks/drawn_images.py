@@ -1,6 +1,6 @@
 """Generate synthetic training images for the bundled restorer: its weights then carry no third-party rights.
 
-    python benchmarks/drawn_images.py FOLDER [--count 1600] [--first 0]
+    python benchmarks/drawn_images.py FOLDER [--count 3200] [--first 0]
     autoencode train FOLDER --preset restore --size 256 --epochs 14 --init random --out RUN
 
 Each image is of opaque shapes that cover each other, as leaves on the ground do. Such images have what
@@ -191,7 +191,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--count", type=int, default=1600)
+    parser.add_argument("--count", type=int, default=3200)
     parser.add_argument("--first", type=int, default=0, help="number of the first, for several processes")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
