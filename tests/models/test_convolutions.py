@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
+from autoencode.models import convolutions
 from autoencode.models.convolutions import (
     Bias,
     Decoder,
@@ -176,9 +177,40 @@ def test_the_convolutions_start_by_adding_nothing(size: tuple[int, int], batch_n
     torch.manual_seed(0)
     decoder = ResidualDecoder(5, (4, 6, 8), *size, batch_norm)
     codes = torch.randn(3, 5)
-    images = decoder(codes)
+    images, linear = decoder(codes), decoder.linear(codes)
     assert images.shape == (3, 3, *size)
-    assert torch.equal(images, decoder.linear(codes))
+    within = (linear >= 0) & (linear <= 1)
+    assert 0 < within.sum() < within.numel()
+    assert torch.equal(images[within], linear[within])
+
+
+def test_what_is_beyond_black_and_white_is_a_tenth_as_far() -> None:
+    torch.manual_seed(0)
+    decoder = ResidualDecoder(1, (4, 6), 16, 16, False)
+    torch.nn.init.zeros_(decoder.linear.matrix.weight)
+    expected = {-2.0: -0.2, -0.5: -0.05, 0.0: 0.0, 0.3: 0.3, 1.0: 1.0, 1.5: 1.05}
+    for level, shown in expected.items():
+        torch.nn.init.constant_(decoder.linear.matrix.bias, level)
+        torch.testing.assert_close(decoder(torch.zeros(1, 1)), torch.full((1, 3, 16, 16), shown))
+
+
+def test_drawings_are_learned_with_less_grain_in_their_white(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawings = torch.ones(32, 3, 32, 32)  # a dark bar on white
+    for index, drawing in enumerate(drawings):
+        drawing[:, :, 4 + 3 * (index % 8) : 6 + 3 * (index % 8)] = 0.2
+
+    def grain(beyond: float) -> float:
+        monkeypatch.setattr(convolutions, "_BEYOND", beyond)
+        torch.manual_seed(0)
+        decoder, codes = ResidualDecoder(8, (8, 16), 32, 32, False), torch.randn(32, 8)
+        optimizer = torch.optim.Adam(decoder.parameters(), 3e-3)
+        for _ in range(100):
+            optimizer.zero_grad()
+            F.mse_loss(decoder(codes), drawings).backward()
+            optimizer.step()
+        return float((1 - decoder(codes).detach().clamp(0, 1))[drawings == 1].square().mean().sqrt())
+
+    assert grain(convolutions._BEYOND) < 0.7 * grain(1.0)
 
 
 def test_what_they_add_is_learned_from_the_first_step() -> None:

@@ -191,6 +191,8 @@ PATCH = 4  # pixels along a side that the first convolution takes as channels
 LINEAR_SIDE = 32  # the linear maps work on images averaged down to about this side
 LINEAR_CELLS = 64 * 64  # and to no more than this: PCA takes memory of (3 * cells)^2, here 1.2 GB
 
+_BEYOND = 0.1  # slope beyond black and white; with 0 nothing would ever bring values back
+
 # Mean and spread of natural images, roughly: convolutions see values around 0 of size 1.
 _MEAN, _SPREAD = 0.5, 0.25
 
@@ -272,7 +274,11 @@ class ResidualEncoder(nn.Module):
 
 
 class ResidualDecoder(ImageDecoder):
-    """(B, D) -> (B, 3, H, W), not bounded: the sum of a linear image and the output of convolutions."""
+    """(B, D) -> (B, 3, H, W): the sum of a linear image and the output of convolutions.
+
+    What the sum is beyond black and white is divided by ten. So plain black and white, as of drawings and
+    scans, are drawn without grain: the network aims beyond them, and deviations there hardly show.
+    """
 
     scale: Tensor  # root mean squared error of the linear image: the size of the detail to be added
     linear: LinearDecoder
@@ -308,7 +314,8 @@ class ResidualDecoder(ImageDecoder):
             if depth:
                 features = F.pixel_shuffle(self.up[depth - 1](features), 2)
         added = F.pixel_shuffle(self.out(F.silu(features)), PATCH)
-        return linear + self.scale * added.float()  # type: ignore[no-any-return]
+        images = linear + self.scale * added.float()
+        return torch.lerp(images.clamp(0, 1), images, _BEYOND)
 
     @property
     def last_weight(self) -> nn.Parameter:
