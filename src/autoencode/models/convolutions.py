@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 CHANNELS = 3
 
-# Detail of a sharp decoder counts as coarse where a Gaussian of this deviation keeps it. With 1 or 2 pixels
-# images of the same error are less sharp (docs/results.md).
-_COARSE_PX, _RADIUS = 1.5, 5
+# Detail of a sharp decoder counts as coarse where a Gaussian of this deviation keeps it. Images of the same
+# error have more fine detail with fewer pixels, and are less like real ones by KID (docs/results.md).
+_COARSE_PX, _RADIUS = 1.2, 4
 
 
 _FEW_CHANNELS = 16  # fewer than a register holds values in bf16
