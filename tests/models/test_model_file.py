@@ -61,7 +61,7 @@ def test_a_path_stands_for_its_model_and_what_is_neither_is_rejected(path: Path)
 
 def test_the_digest_depends_on_the_content_alone(tmp_path: Path) -> None:
     first = save_model(tmp_path / "a", build(), {"data": "abc"})
-    assert save_model(tmp_path / "b", build(), {"data": "abc"}) == first
+    assert save_model(str(tmp_path / "b"), build(), {"data": "abc"}) == first
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert save_model(tmp_path / "c", build(), {"data": "abd"}) != first
 

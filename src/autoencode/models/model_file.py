@@ -197,7 +197,7 @@ def build_model(config: ModelConfig, preprocessing: Preprocessing) -> ImageModel
     return (Restorer if config.kind == "restorer" else Autoencoder)(config, preprocessing)
 
 
-def save_model(path: Path, model: ImageModel, provenance: Mapping[str, Any]) -> str:
+def save_model(path: str | Path, model: ImageModel, provenance: Mapping[str, Any]) -> str:
     """Write a model to one file, whole or not at all, and return its sha256.
 
     Args:
@@ -209,6 +209,7 @@ def save_model(path: Path, model: ImageModel, provenance: Mapping[str, Any]) -> 
         ModelFileError: a weight is not finite; nothing is written.
         OutputError: the file cannot be written; an earlier one is unchanged.
     """
+    path = Path(path)
     weights, content = parts_of_model(path, model, provenance)
     if isinstance(model, Autoencoder) and model.reference is not None:
         weights |= with_prefix(REFERENCE, model.reference.tensors)
