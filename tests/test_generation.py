@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchmetrics.image.kid import poly_mmd
+from torchmetrics.image.kid import maximum_mean_discrepancy
 
 from autoencode import (
     Autoencoder,
@@ -24,7 +24,7 @@ from autoencode import (
     save_model,
     walk,
 )
-from autoencode.generation import LIKENESS, priors, vary
+from autoencode.generation import LIKENESS, likeness, priors, vary
 from autoencode.models.backbones import BACKBONE
 from autoencode.pixels import to_pixels
 
@@ -136,18 +136,24 @@ def test_the_distance_of_samples_is_a_multiple_of_that_of_reconstructions(
 
     monkeypatch.setattr(BACKBONE, "descriptors", colours)
     monkeypatch.setattr(generation, "_LEAST_LIKENESS_IMAGES", 4)
-    monkeypatch.setattr(generation, "_NOTICEABLE", 0)
+    monkeypatch.setattr(generation, "_NEAR", 1e-3)
     model = build("autoencoder")
+    monkeypatch.setattr(model, "reconstruct", lambda images: 0.2 * images)
     fit_prior(model, pack)
     real = torch.from_numpy(pack.pixels(pack.rows("test"))).permute(0, 3, 1, 2) / 255
     made = torch.from_numpy(generate(model, len(real)).pixels).permute(0, 3, 1, 2) / 255
 
     def apart(images: torch.Tensor) -> float:
-        a, b = (torch.from_numpy(2 * colours(one)) for one in (real, images))  # 2 is the root of 4 values
-        return float(poly_mmd(*((x @ y.T / 4 + 1) ** 3 for x, y in ((a, a), (a, b), (b, b)))))
+        # Twice as long: 2 is the root of 4 values.
+        a, b = (torch.from_numpy(2 * colours(one)).double() for one in (real, images))
+        return float(maximum_mean_discrepancy(*((x @ y.T / 4 + 1) ** 3 for x, y in ((a, a), (a, b), (b, b)))))
 
-    expected = apart(made) / apart(model.reconstruct(real))
-    assert model.provenance[LIKENESS] == {"mixture": pytest.approx(expected, rel=1e-3)}
+    restored = apart(0.2 * real)
+    assert restored > 1e-3
+    assert model.provenance[LIKENESS] == {"mixture": pytest.approx(apart(made) / restored, rel=1e-3)}
+    # Reconstructions that are nearer than `_NEAR` are no measure for samples.
+    monkeypatch.setattr(generation, "_NEAR", 2 * restored)
+    assert likeness(model, pack) == {"mixture": pytest.approx(apart(made) / (2 * restored), rel=1e-3)}
 
 
 def test_a_model_that_has_not_learned_enough_says_so_with_every_sample() -> None:

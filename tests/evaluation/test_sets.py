@@ -175,8 +175,8 @@ def quality(kid: float, reach: float = 0.01) -> SetQuality:
 
 
 def test_samples_much_further_from_real_images_than_reconstructions_are_said_to_be() -> None:
-    def note(samples: float, reach: float = 0.01) -> str | None:
-        found = {"reconstructions": quality(0.2, reach), "samples_normal": quality(samples)}
+    def note(samples: float, reach: float = 0.01, restored: float = 0.2) -> str | None:
+        found = {"reconstructions": quality(restored, reach), "samples_normal": quality(samples)}
         return sampling_note(found, "normal")
 
     assert note(0.3) is None
@@ -184,6 +184,9 @@ def test_samples_much_further_from_real_images_than_reconstructions_are_said_to_
         note(0.8)
     )
     assert note(0.8, reach=0.3) is None
+    # Reconstructions that are next to nothing away are no measure for samples.
+    assert note(0.15, restored=0.02) is None
+    assert "3.0 times as far" in str(note(0.3, restored=0.02))
 
 
 def test_what_the_sharp_decoder_makes_is_compared_beside_what_the_faithful_one_makes(

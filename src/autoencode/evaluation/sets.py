@@ -45,6 +45,9 @@ SETS = {
     },
 }
 
+# A KID: of reconstructions that are nearer, all samples would be many times as far (docs/results.md).
+_NEAR = 0.1
+
 NEIGHBOURS = 3  # as Kynkäänniemi et al. 2019 choose
 
 
@@ -147,7 +150,7 @@ def sampling_note(sets: Mapping[str, SetQuality], prior: PriorName) -> str | Non
     # A multiple of a distance that could be 0 is meaningless.
     if restored.interval is None or restored.interval.low <= 0:
         return None
-    return smear_note(prior, samples.value / restored.value)
+    return smear_note(prior, samples.value / max(restored.value, _NEAR))
 
 
 def _sets(
