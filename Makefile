@@ -20,18 +20,16 @@ ifeq ($(shell uname)$(HAS_GPU),Linux)
 TORCH_FLAGS ?= --extra-index-url https://download.pytorch.org/whl/cpu --retries 1 --timeout 10
 endif
 BIN := .venv/bin
+# pip compiles nothing of the base below: modules are compiled when they are first imported, which Python has to keep.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test check docs notebooks bench torture test-scale test-lowest format clean
 
-# Modules are compiled when they are first imported: Python is told to keep that.
-demo: export PYTHONDONTWRITEBYTECODE :=
 demo: .venv/base-installed
 	$(BIN)/autoencode demo
 
 test: .venv/installed check
 
-# Programs that tests start would otherwise compile the package each time where Python may keep no bytecode.
-check: export PYTHONDONTWRITEBYTECODE :=
 check:
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .

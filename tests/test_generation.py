@@ -136,7 +136,7 @@ def test_the_distance_of_samples_is_a_multiple_of_that_of_reconstructions(
 
     monkeypatch.setattr(BACKBONE, "descriptors", colours)
     monkeypatch.setattr(generation, "_LEAST_LIKENESS_IMAGES", 4)
-    monkeypatch.setattr(generation, "_NEAR", 1e-3)
+    monkeypatch.setattr(generation, "_LEAST_DISTANCE", 1e-3)
     model = build("autoencoder")
     monkeypatch.setattr(model, "reconstruct", lambda images: 0.2 * images)
     fit_prior(model, pack)
@@ -151,8 +151,8 @@ def test_the_distance_of_samples_is_a_multiple_of_that_of_reconstructions(
     restored = apart(0.2 * real)
     assert restored > 1e-3
     assert model.provenance[LIKENESS] == {"mixture": pytest.approx(apart(made) / restored, rel=1e-3)}
-    # Reconstructions that are nearer than `_NEAR` are no measure for samples.
-    monkeypatch.setattr(generation, "_NEAR", 2 * restored)
+    # Reconstructions that are nearer than `_LEAST_DISTANCE` are no measure for samples.
+    monkeypatch.setattr(generation, "_LEAST_DISTANCE", 2 * restored)
     assert likeness(model, pack) == {"mixture": pytest.approx(apart(made) / (2 * restored), rel=1e-3)}
 
 

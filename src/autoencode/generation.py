@@ -41,13 +41,12 @@ GRID_IMAGES = 256  # more would be too small to look at
 WALK_FRAMES, FRAMES_PER_SECOND = 120, 20
 FRAMES_PER_TURN = 40  # a walk then shows another image about every second
 
-# Samples this many times as far from held-out images as reconstructions are do not look like them. It is 1.5
-# for faces; 3 for emoji and 8 for photographs of flowers, whose samples are smears (docs/results.md).
+# Samples this many times as far from held-out images as reconstructions are do not look like them. It is 1.3
+# for faces and 1.8 for digits; 2.3 for flowers and 4.1 for emoji, whose samples are smears (docs/results.md).
 MOST_TIMES_AS_FAR = 2.0
 LIKENESS = "times_as_far"  # in the provenance of a model
-# A distance: of good reconstructions, which are nearer, all samples would be many times as far. Samples of
-# digits are at 0.8, reconstructions of them at 0.1; samples of flowers, which are smears, at 1.0.
-_NEAR = 0.45
+# The least distance that reconstructions count as: any samples are many times as far as very good ones.
+_LEAST_DISTANCE = 0.45
 _LIKENESS_IMAGES, _LEAST_LIKENESS_IMAGES = 200, 20  # seconds, and enough to tell 1.5 from 3
 
 # The most codes, and numbers in them, that a mixture is fitted to: enough for 20 components of 256
@@ -285,7 +284,7 @@ def likeness(model: Autoencoder, pack: Pack) -> dict[PriorName, float]:
     for name in priors(model):
         drawn = to_float(generate(model, len(rows), prior=name).pixels)
         apart = kernel_inception_distance(real, _described(drawn)).value
-        found[name] = apart / max(restored, _NEAR)
+        found[name] = apart / max(restored, _LEAST_DISTANCE)
     return found
 
 
@@ -295,7 +294,7 @@ def smear_note(prior: PriorName, times_as_far: float) -> str | None:
         return None
     return (
         f"The model has not learned enough to generate from {PRIORS[prior].label}: its samples are "
-        f"{times_as_far:.1f} times as far from held-out images as their reconstructions are. More images, or "
+        f"{times_as_far:.1f} times as far from held-out images as good reconstructions are. More images, or "
         "images that are more alike, help."
     )
 

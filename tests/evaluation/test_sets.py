@@ -187,6 +187,7 @@ def test_samples_much_further_from_real_images_than_reconstructions_are_said_to_
     # Reconstructions that are next to nothing away are no measure for samples.
     assert note(0.15, restored=0.02) is None
     assert "3.0 times as far" in str(note(0.3, restored=0.02))
+    assert "8.0 times as far" in str(note(0.8, reach=0.03, restored=0.02))
 
 
 def test_what_the_sharp_decoder_makes_is_compared_beside_what_the_faithful_one_makes(

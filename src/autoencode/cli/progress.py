@@ -278,7 +278,7 @@ def training() -> Iterator[Callable[[TrainProgress], None]]:
             # The first epoch warms up, and says less of the others.
             is_timed = at.record is not None and at.epoch == _TIMED_EPOCHS and not at.phase
             if is_timed and at.seconds_left >= _WORTH_SAYING:
-                left = f"at most {duration(at.seconds_left)} to the last epoch on this machine"
+                left = f"at most {duration(at.seconds_left)} until the last epoch ends"
                 say(f"time:   {left}; Ctrl-C stops and keeps what was learned")
             if at.warning is not None:
                 warn(at.warning)

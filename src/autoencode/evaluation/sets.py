@@ -45,8 +45,9 @@ SETS = {
     },
 }
 
-# A KID: of reconstructions that are nearer, all samples would be many times as far (docs/results.md).
-_NEAR = 0.1
+# The least KID that reconstructions count as: any samples are many times as far as very good ones
+# (docs/results.md).
+_LEAST_KID = 0.1
 
 NEIGHBOURS = 3  # as Kynkäänniemi et al. 2019 choose
 
@@ -147,10 +148,10 @@ def sampling_note(sets: Mapping[str, SetQuality], prior: PriorName) -> str | Non
     samples, restored = (
         list(sets[f"{name}{ending}"].by.values())[-1].kid for name in (f"samples_{prior}", "reconstructions")
     )
-    # A multiple of a distance that could be 0 is meaningless.
-    if restored.interval is None or restored.interval.low <= 0:
+    # A multiple of an uncertain distance is meaningless, unless that is below the least one for certain.
+    if restored.interval is None or (restored.interval.low <= 0 and restored.interval.high > _LEAST_KID):
         return None
-    return smear_note(prior, samples.value / max(restored.value, _NEAR))
+    return smear_note(prior, samples.value / max(restored.value, _LEAST_KID))
 
 
 def _sets(

@@ -8,10 +8,11 @@ paper does not print its widths; ours are 32-64-128-256.
 
 The residual halves start as principal component analysis and learn what convolutions add to it. The code is
 a linear map of the image plus the output of a convolutional encoder; the image is a linear map of the code
-plus the output of a convolutional decoder, which also sees that linear image. The convolutional parts start
-at zero and the linear ones at PCA (see `pca`), so the first step begins where the best linear autoencoder
-ends (Baldi & Hornik 1989), and a VAE at the optimum of a linear VAE, probabilistic PCA (Tipping & Bishop
-1999; Lucas et al. 2019). docs/log.md has the gain of each part.
+plus the output of a convolutional decoder, which also sees that linear image; what is beyond black and white
+is divided by ten. The convolutional parts start at zero and the linear ones at PCA (see `pca`), so the first
+step begins where the best linear autoencoder ends (Baldi & Hornik 1989), and a VAE at the optimum of a linear
+VAE, probabilistic PCA (Tipping & Bishop 1999; Lucas et al. 2019), but for values beyond black and white.
+docs/log.md has the gain of each part.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from torch import Tensor, nn
 
 CHANNELS = 3
 
-# Detail of a sharp decoder counts as coarse where a Gaussian of this deviation keeps it. Images of the same
-# error have more fine detail with fewer pixels, and are less like real ones by KID (docs/results.md).
+# Detail of a sharp decoder counts as coarse where a Gaussian of this deviation keeps it. At equal error a
+# smaller one gives images more fine detail and a worse KID (docs/log.md).
 _COARSE_PX, _RADIUS = 1.2, 4
 
 
@@ -277,7 +278,7 @@ class ResidualDecoder(ImageDecoder):
     """(B, D) -> (B, 3, H, W): the sum of a linear image and the output of convolutions.
 
     What the sum is beyond black and white is divided by ten. So plain black and white, as of drawings and
-    scans, are drawn without grain: the network aims beyond them, and deviations there hardly show.
+    scans, are drawn with less grain: the network aims beyond them, and deviations there hardly show.
     """
 
     scale: Tensor  # root mean squared error of the linear image: the size of the detail to be added
@@ -324,7 +325,7 @@ class ResidualDecoder(ImageDecoder):
 
     @property
     def starting_mse(self) -> float:
-        """Mean squared error of the linear image: the square of `scale`."""
+        """Mean squared error of the linear image, before values beyond black and white are divided."""
         return float(self.scale) ** 2
 
 

@@ -176,9 +176,10 @@ class PatchBank(Detector):
     @cached_property
     def _bank(self) -> tuple[Tensor, Tensor]:
         """The patches, (P, F) float32, and half of their squared lengths, (P,)."""
+        import numpy as np
         import torch
 
-        patches = torch.from_numpy(self.patches).float()
+        patches = torch.from_numpy(self.patches.astype(np.float32))
         return patches, patches.square().sum(1) / 2
 
     def distances(self, patches: NDArray[np.floating[Any]]) -> Floats:
@@ -191,14 +192,15 @@ class PatchBank(Detector):
 
         size = patches.shape[-1]
         whitened = (patches.reshape(-1, size).astype(np.float32) - self.mean) @ self.whitening
-        queries = torch.from_numpy(whitened).float()
+        queries = torch.from_numpy(whitened.astype(np.float32, copy=False))
         bank, halves = self._bank
-        # |a - b|^2 = |a|^2 - 2 (ab - |b|^2 / 2). FAISS takes several times as long for the nearest alone
-        # (docs/performance.md).
-        squares = [
-            part.square().sum(1) - 2 * torch.addmm(halves, part, bank.T, beta=-1).amax(1)
-            for part in torch.split(queries, _COMPARED_AT_ONCE)
-        ]
+        # The largest ab - |b|^2 / 2 is that of the nearest, as |a - b|^2 = |a|^2 - 2 (ab - |b|^2 / 2). FAISS
+        # takes several times as long (docs/performance.md).
+        with torch.autocast("cpu", enabled=False):
+            squares = [
+                part.square().sum(1) - 2 * torch.addmm(halves, part, bank.T, beta=-1).amax(1)
+                for part in torch.split(queries, _COMPARED_AT_ONCE)
+            ]
         nearest = torch.cat(squares).clamp(min=0).div(size).sqrt()
         return np.asarray(nearest.numpy(), np.float32).reshape(patches.shape[:-1])
 
