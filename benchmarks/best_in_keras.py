@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoencode import Autoencoder
-from autoencode.models.convolutions import _MEAN, _SPREAD, PATCH
+from autoencode.models.convolutions import _BEYOND, _MEAN, _SPREAD, PATCH
 
 Weight = NDArray[np.float32]
 
@@ -90,7 +90,10 @@ def best_in_keras(keras: Any, model: Autoencoder) -> Any:  # noqa: ANN401
     out = layer("decoder.out", layers.Conv2D(3 * PATCH**2, 3, padding="same"))
     added = DepthToSpace(PATCH)(out(layers.Activation("silu")(features)))
     scaled = layers.Rescaling(float(model.decoder.scale), **exact)(added)
-    network = keras.Model(images, layers.Add(**exact)([painted, scaled]))
+    total = layers.Add(**exact)([painted, scaled])
+    within = layers.Rescaling(1 - _BEYOND, **exact)(layers.ReLU(max_value=1, **exact)(total))
+    beyond = layers.Rescaling(_BEYOND, **exact)(total)
+    network = keras.Model(images, layers.Add(**exact)([within, beyond]))
     _load(named, model)
     return network
 

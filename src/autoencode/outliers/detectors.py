@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
-    from torch import Tensor
 
     Array = NDArray[np.float64]
     Floats = NDArray[np.float32]
@@ -174,13 +173,12 @@ class PatchBank(Detector):
         return cls(mean, whitening, kept.astype(np.float16))
 
     @cached_property
-    def _bank(self) -> tuple[Tensor, Tensor]:
-        """The patches, (P, F) float32, and half of their squared lengths, (P,)."""
+    def _bank(self) -> tuple[Floats, Floats]:
+        """The patches, (P, F), and half of their squared lengths, (P,)."""
         import numpy as np
-        import torch
 
-        patches = torch.from_numpy(self.patches.astype(np.float32))
-        return patches, patches.square().sum(1) / 2
+        patches = self.patches.astype(np.float32)
+        return patches, np.square(patches).sum(1) / 2
 
     def distances(self, patches: NDArray[np.floating[Any]]) -> Floats:
         """Return the distance (...) of each patch (..., F) to the nearest of the bank.
@@ -188,21 +186,16 @@ class PatchBank(Detector):
         1 is about the distance at which a patch of normal images lies from their mean.
         """
         import numpy as np
-        import torch
 
         size = patches.shape[-1]
         whitened = (patches.reshape(-1, size).astype(np.float32) - self.mean) @ self.whitening
-        queries = torch.from_numpy(whitened.astype(np.float32, copy=False))
         bank, halves = self._bank
-        # The largest ab - |b|^2 / 2 is that of the nearest, as |a - b|^2 = |a|^2 - 2 (ab - |b|^2 / 2). FAISS
-        # takes several times as long (docs/performance.md).
-        with torch.autocast("cpu", enabled=False):
-            squares = [
-                part.square().sum(1) - 2 * torch.addmm(halves, part, bank.T, beta=-1).amax(1)
-                for part in torch.split(queries, _COMPARED_AT_ONCE)
-            ]
-        nearest = torch.cat(squares).clamp(min=0).div(size).sqrt()
-        return np.asarray(nearest.numpy(), np.float32).reshape(patches.shape[:-1])
+        # The products of `neighbour_distance`; the largest ab - |b|^2 / 2 is that of the nearest, for which
+        # FAISS takes several times as long (docs/performance.md).
+        parts = np.array_split(whitened, 1 + len(whitened) // _COMPARED_AT_ONCE)
+        largest = np.concatenate([(part @ bank.T - halves).max(1) for part in parts])
+        squares = np.square(whitened).sum(1) - 2 * largest
+        return np.asarray(np.sqrt(squares.clip(min=0) / size), np.float32).reshape(patches.shape[:-1])
 
     def score(self, values: NDArray[np.floating[Any]]) -> Array:
         """Return the level of the maps of images, (N,), from their patches (N, h, w, F)."""
