@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from autoencode.data import augmentation
-from autoencode.data.augmentation import horizontal_flip, random_patch
+from autoencode.data.augmentation import horizontal_flip, random_patch, random_shift
 from autoencode.data.loader import local_batch
 
 IMAGES = torch.rand(8, 3, 32, 48, generator=torch.Generator().manual_seed(0))
@@ -88,3 +88,26 @@ def test_a_flip_turns_half_of_the_images_around() -> None:
     kept = [torch.equal(new, old) for new, old in zip(flipped, images, strict=True)]
     assert sum(turned) + sum(kept) == 400
     assert 160 < sum(turned) < 240
+
+
+def test_each_move_of_an_image_is_as_likely_as_any_other_and_its_border_is_repeated() -> None:
+    images = torch.rand(2_000, 3, 6, 9)
+    moved = random_shift(images, 2, torch.Generator().manual_seed(0))
+    padded = np.pad(images.numpy(), ((0, 0), (0, 0), (2, 2), (2, 2)), mode="edge")
+    found = np.zeros((5, 5), int)
+    for down in range(5):
+        for across in range(5):
+            wanted = padded[:, :, down : down + 6, across : across + 9]
+            found[down, across] = (moved.numpy() == wanted).all((1, 2, 3)).sum()
+    assert found.sum() == 2_000
+    assert found.min() > 50
+    assert found.max() < 115
+
+
+def test_an_image_is_not_moved_by_no_pixel() -> None:
+    assert torch.equal(random_shift(IMAGES, 0, torch.Generator().manual_seed(0)), IMAGES)
+
+
+def test_moved_images_lie_in_memory_with_channels_innermost() -> None:
+    moved = random_shift(IMAGES, 1, torch.Generator().manual_seed(0))
+    assert moved.is_contiguous(memory_format=torch.channels_last)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from autoencode import Pack
-from autoencode.data.augmentation import horizontal_flip
+from autoencode.data.augmentation import horizontal_flip, random_shift
 from autoencode.data.corruptions import (
     CORRUPTIONS,
     Corruption,
@@ -293,7 +293,8 @@ def test_an_image_meets_the_same_chance_in_a_local_batch_as_in_the_batch(tiny_pa
     def damaged(part: slice, **local: object) -> torch.Tensor:
         generator = torch.Generator().manual_seed(0)
         flipped = horizontal_flip(images[part], generator, *local.values())  # type: ignore[arg-type]
-        return corrupt(flipped, chain, generator, training=True, **local)  # type: ignore[arg-type]
+        moved = random_shift(flipped, 2, generator, *local.values())  # type: ignore[arg-type]
+        return corrupt(moved, chain, generator, training=True, **local)  # type: ignore[arg-type]
 
     parts = [
         damaged(local.positions, local=local) for local in (local_batch(7, rank, 3) for rank in range(3))

@@ -28,7 +28,11 @@ TINY: dict[str, Any] = {
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "autoencoder": {},
-    "denoiser": {"corrupt": ("gaussian:0.3", "rotate:15", "dropout:0.2"), "horizontal_flip": True},
+    "denoiser": {
+        "corrupt": ("gaussian:0.3", "rotate:15", "dropout:0.2"),
+        "horizontal_flip": True,
+        "shift": 2,
+    },
     "vae": {"kind": "vae", "sigma2": "auto"},
     "vae with batch norm and an average": {"kind": "vae", "batch_norm": True, "ema": 0.9},
     # Smaller steps than its own: what they make of rounding is on some processors more than what is compared.

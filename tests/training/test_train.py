@@ -47,6 +47,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "adversarial": True,
         "batch_norm": True,
         "horizontal_flip": True,
+        "shift": 2,
         "epochs": 2,
     },
     "residual": {
@@ -54,6 +55,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "optimizer": "adamw",
         "schedule": "cosine",
         "horizontal_flip": True,
+        "shift": 2,
         "epochs": 3,
     },
     "perceptual": {
@@ -61,6 +63,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "optimizer": "adamw",
         "schedule": "cosine",
         "horizontal_flip": True,
+        "shift": 2,
         "perceptual": 0.5,
         "epochs": 2,
     },

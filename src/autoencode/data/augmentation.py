@@ -1,4 +1,4 @@
-"""Parts of images and their mirror images, of which training makes more images out of few.
+"""Parts of images, their mirror images and moved ones, of which training makes more images out of few.
 
 Shapes: B batch, H height, W width.
 """
@@ -87,3 +87,28 @@ def horizontal_flip(images: Tensor, generator: torch.Generator, local: LocalBatc
     """
     flipped = Draws(images, generator, local).uniform() < 0.5
     return images.flip(3).where(flipped[:, None, None, None], images)
+
+
+def random_shift(
+    images: Tensor, most: int, generator: torch.Generator, local: LocalBatch | None = None
+) -> Tensor:
+    """Move each of the images (B, 3, H, W) by whole pixels, and repeat its border where nothing is left.
+
+    Args:
+        images: not changed.
+        most: pixels, at least 0. Every move of -`most` to `most` pixels, down and across, is as likely.
+        generator: the source of randomness, on the device of the images.
+        local: which part of a batch the images are; None for all of it.
+    """
+    import torch
+
+    draws, (height, width) = Draws(images, generator, local), images.shape[2:]
+    # fp32 rounds a number just below 1 up to the whole, once in millions.
+    down, across = ((draws.uniform() * (2 * most + 1)).long().clamp(max=2 * most) - most for _ in range(2))
+    rows, columns = (
+        (torch.arange(length, device=images.device) - moved[:, None]).clamp(0, length - 1)
+        for length, moved in ((height, down), (width, across))
+    )
+    each = torch.arange(len(images), device=images.device)[:, None, None]
+    # Indices around the channels put these last: the images lie in memory as layers want them.
+    return images[each, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

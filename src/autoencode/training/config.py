@@ -55,6 +55,7 @@ class TrainConfig:
             place; 0 for the whole image. An epoch has as many of each image as cover it. Patches of larger
             images are averaged from up to four times the side, which makes soft photographs sharp.
         horizontal_flip: mirror each image left to right half of the time, which acts like more images.
+        shift: pixels by which each image is moved at most, in each direction, which acts like more images.
         ema: decay per step of the average of the weights that becomes the model; 0 keeps the last weights.
         corrupt: corruptions of the images that the model sees, which it learns to undo.
         early_stopping: epochs without a lower validation loss after which training ends; the model is that of
@@ -84,6 +85,7 @@ class TrainConfig:
     grad_clip: float = 0.0
     patch: int = 0
     horizontal_flip: bool = False
+    shift: int = 0
     ema: float = 0.0
     corrupt: tuple[str, ...] = field(default=(), metadata={"entries": lambda: map(example, CORRUPTIONS)})
     early_stopping: int = 0
@@ -103,6 +105,7 @@ class TrainConfig:
             "grad_clip",
             "early_stopping",
             "patch",
+            "shift",
             "perceptual",
         ):
             _check_at_least(name, getattr(self, name), 0)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from autoencode.data.augmentation import horizontal_flip, random_patch
+from autoencode.data.augmentation import horizontal_flip, random_patch, random_shift
 from autoencode.data.corruptions import corrupt, parse_corruptions
 from autoencode.data.loader import random_seed
 from autoencode.training.losses import Terms, beta_at, terms
@@ -78,13 +78,15 @@ class Objective:
     def views(self, model: ImageModel, clean: Tensor, local: LocalBatch, purpose: str, draw: int) -> Views:
         """Return the input of a model and its target, for a local batch or a micro-batch.
 
-        Noise, corruptions and flips depend only on the seed, `purpose`, `draw` and the position in the batch.
+        Noise, corruptions, flips and shifts depend only on the seed, `purpose`, `draw` and the position
+        in the batch.
 
         Args:
             model: the model.
             clean: (B, 3, H, W), the images of the batch.
             local: its position in the whole batch.
-            purpose: "train", "perceptual" or "validation", for which images are not flipped.
+            purpose: "train", "perceptual" or "validation", for which images are neither flipped nor
+                moved.
             draw: number of the step or batch.
         """
         config, training = self.config, purpose != "validation"
@@ -95,6 +97,8 @@ class Objective:
             clean = random_patch(clean, config.patch, generator, local, scaled=scaled)
         if training and config.horizontal_flip:
             clean = horizontal_flip(clean, generator, local)
+        if training and config.shift:
+            clean = random_shift(clean, config.shift, generator, local)
         if config.self_supervised:
             is_first = not training or draw < self.first_noisy_steps
             return self._noisy_views(clean, generator, local, is_first=is_first)

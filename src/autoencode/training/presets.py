@@ -39,6 +39,7 @@ _BEST = {
     "schedule": "cosine",
     "grad_clip": 1.0,
     "horizontal_flip": True,
+    "shift": 2,
     "perceptual": 0.125,
 }
 
