@@ -1002,6 +1002,8 @@ def test_the_seed_that_is_shown_is_used_and_variations_come_into_view(page: Page
         page.fill(seed, "1000000000")
         page.press(seed, "Enter")
     assert asked.value.post_data_json["seed"] == int(page.input_value(seed)) == 999_999
+    # A press on a picture that others replace before it is released is a click on none.
+    page.wait_for_selector("#tab-generate [aria-busy=true]", state="detached")
     page.locator("#tab-generate .grid .picture").last.click()
     page.click("dialog >> text=Vary")
     page.wait_for_selector("section[aria-label=Variations] .grid .picture")
