@@ -11,6 +11,7 @@ import pytest
 from tests.cli.conftest import Command
 
 from autoencode import ConfigError, Limits, Pack, Run, fit_prior, load_model, pack_folder, save_model
+from autoencode.atomic import exclusive
 from autoencode.cli import options
 from autoencode.configuration import ResizeMode
 
@@ -31,6 +32,25 @@ def test_the_pack_of_a_run_is_found_from_its_folder_and_its_model_file(
     pack_folder(tiny_pack.folder / "coast", tmp_path / "b.pack", size=32)
     shutil.copytree(tiny_pack.path, tmp_path / "c.pack")
     assert options.pack_of(copied, "--pack PACK").path == tmp_path / "c.pack"
+
+
+def test_a_model_whose_training_was_stopped_or_goes_on_is_used_and_that_is_said(
+    autoencode: Command, trained: Run, photos: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(trained.folder, tmp_path / "run")
+    words = "reconstruct", run, photos / "coast" / "000.png", "--out", tmp_path / "out"
+    assert autoencode(*words).err == ""
+    metrics = run / "metrics.jsonl"
+    metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:-1]))
+    result = autoencode(*words)
+    assert result.code == 0
+    assert result.err.startswith(f"note: training of {run} was stopped; its command with --resume goes on")
+    assert result.err.count("\n") == 1
+    with exclusive(run, "busy", RuntimeError):
+        assert autoencode(*words).err.startswith(f"note: training of {run} goes on (epochs ")
+    # A run without its settings is a folder with a model, which is all that the command needs.
+    (run / "run.json").write_text("{}")
+    assert autoencode(*words) == (0, result.out, "")
 
 
 def test_no_option_means_no_opinion() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from autoencode import Pack, TrainConfig, TrainProgress, train
-from autoencode.training.progress import advice, constant_image_mse, epochs_in_words
+from autoencode.training.progress import advice, constant_image_mse, epochs_in_words, has_ended
 
 
 def lines(
@@ -83,6 +83,20 @@ def test_the_epochs_of_a_run_are_said_in_the_numbers_that_were_asked_for() -> No
     assert epochs_in_words(config, records[:3]) == "3 of 20; the model is of epoch 2"
     assert epochs_in_words(replace(config, early_stopping=0), records[:3]) == "3 of 20"
     assert epochs_in_words(config, []) == "0 of 20"
+
+
+def test_a_run_has_ended_after_its_epochs_or_its_patience_and_those_of_the_sharp_decoder() -> None:
+    config = TrainConfig(epochs=5, early_stopping=3, perceptual=0.4)
+    records, sharp = lines([0.5, 0.4, 0.41, 0.42, 0.43]), [{"val_perceptual": 1.0}] * 2
+    assert has_ended(config, records + sharp)
+    assert not has_ended(config, records + sharp[:1])
+    assert not has_ended(config, records[:4])
+    # Patience ended it after four of ten epochs; the sharp decoder gets its share of ten.
+    config = replace(config, epochs=10, early_stopping=2)
+    assert has_ended(replace(config, perceptual=0), records[:4])
+    assert not has_ended(replace(config, perceptual=0), records[:3])
+    assert has_ended(config, records[:4] + sharp * 2)
+    assert not has_ended(config, [])
 
 
 def test_the_constant_image_is_the_mean_of_the_training_images(tiny_pack: Pack) -> None:

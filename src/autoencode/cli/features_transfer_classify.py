@@ -33,9 +33,8 @@ def features(
 ) -> None:
     """Draw the feature maps of an image in each convolution layer of the encoder."""
     from autoencode import feature_maps as application
-    from autoencode.models.model_file import load_model
 
-    loaded, out = load_model(model), options.out_or_default(out, "features", model)
+    loaded, out = options.loaded_model(model), options.out_or_default(out, "features", model)
     made = application.features(loaded, image, out, limits=options.limits(max_pixels))
     for number, layer in enumerate(made.layers, 1):
         channels, height, width = layer.maps.shape
@@ -71,10 +70,9 @@ def transfer(
 ) -> None:
     """Learn a classifier from a few labelled images, and compare it with others on the same labels."""
     from autoencode import transfer_learning as application
-    from autoencode.models.model_file import load_model
     from autoencode.transfer_learning.classifier import CLASSIFIER_NAME
 
-    loaded, out = load_model(model), options.out_or_default(out, "transfer", labelled)
+    loaded, out = options.loaded_model(model), options.out_or_default(out, "transfer", labelled)
     with stages() as progress:
         made = application.transfer(
             loaded,

@@ -89,9 +89,8 @@ def evaluate(
     from autoencode.atomic import check_output, write_json
     from autoencode.data.manifest import is_pack
     from autoencode.data.pack import open_pack, pack_to_measure
-    from autoencode.models.model_file import load_model
 
-    loaded = load_model(model)
+    loaded = options.loaded_model(model)
     with tempfile.TemporaryDirectory(prefix="autoencode-") as folder, stages() as progress:
         if pack is None:
             packed = options.pack_of(model, "evaluate MODEL PACK, or images to measure it on")
@@ -159,7 +158,7 @@ def export(
 ) -> None:
     """Write a model, or normal images, as ONNX files, for programs without torch."""
     from autoencode.export import CHECKED_BATCHES, export_onnx
-    from autoencode.models.model_file import kind_of, load_model
+    from autoencode.models.model_file import kind_of
     from autoencode.outliers.export import export_normal
     from autoencode.outliers.normal import KIND, load_normal
 
@@ -169,7 +168,7 @@ def export(
     if model.is_file() and kind_of(model) == KIND:
         files = [export_normal(load_normal(model), out)]
     else:
-        files = export_onnx(load_model(model), out, decoder=decoder)
+        files = export_onnx(options.loaded_model(model), out, decoder=decoder)
     for file in files:
         say(
             f"{file.path}: {', '.join(file.inputs)} to {', '.join(file.outputs)}; differs from torch by at "

@@ -6,6 +6,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,16 +14,17 @@ import typer
 from typer.core import TyperCommand
 
 from autoencode.atomic import cut_name, free_path, reject_url
-from autoencode.cli.progress import output
+from autoencode.cli.progress import output, say
 from autoencode.configuration import DecoderName, ResizeMode, documentation
 from autoencode.data.corruptions import CORRUPTIONS, example
-from autoencode.errors import ConfigError, PackError
+from autoencode.errors import AutoencodeError, ConfigError, PackError
 from autoencode.training.process import keep_freed_memory
 
 if TYPE_CHECKING:
     from autoencode.data.listing import Listing
     from autoencode.data.pack import Pack
     from autoencode.data.preprocessing import Limits
+    from autoencode.models.autoencoder import Autoencoder
 
 
 RESULTS = Path("results")  # where a command without --out writes
@@ -339,6 +341,37 @@ def pack_of(model: Path, named: str) -> Pack:
         raise ConfigError(
             f"{folder} is not a run folder, and no pack there has its training images. Give it: {named}."
         ) from err
+
+
+def loaded_model(model: Path) -> Autoencoder:
+    """Load a model, and say so if its training was interrupted or goes on.
+
+    Raises:
+        ModelFileError: it cannot be loaded.
+    """
+    from autoencode.models.model_file import load_model
+
+    loaded = load_model(model)
+    note_unfinished(model)
+    return loaded
+
+
+def note_unfinished(model: Path) -> None:
+    """Say so if a model is of a run whose training was interrupted or goes on."""
+    from autoencode.atomic import is_locked
+    from autoencode.training.progress import epochs_in_words, has_ended
+    from autoencode.training.run import is_run, read_metrics, read_run
+
+    folder = model if model.is_dir() else model.parent
+    if not is_run(folder):
+        return
+    # A damaged run may hold a whole model, and the command needs no more.
+    with suppress(AutoencodeError):
+        train, records = read_run(folder).train, read_metrics(folder)
+        if not has_ended(train, records):
+            state = "goes on" if is_locked(folder) else "was stopped; its command with --resume goes on"
+            epochs = epochs_in_words(train, records)
+            say(f"note: training of {folder} {state} (epochs {epochs})", err=True)
 
 
 def settings_files(model: Path, pack: Pack) -> list[Path]:

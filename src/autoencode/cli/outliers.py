@@ -212,7 +212,6 @@ def _by_model(
     """Judge images by a model, and return whether one is an outlier or could not be judged."""
     from autoencode.atomic import TABLES, check_output
     from autoencode.data.pack import Pack, open_pack
-    from autoencode.models.model_file import load_model
     from autoencode.outliers.calibration import NAME, OutlierReference, load_reference
     from autoencode.outliers.find import find_outliers, sheet_path
 
@@ -220,7 +219,7 @@ def _by_model(
         raise ConfigError("Give the images to judge after the model: files, or folders of them.")
     if settings["heatmaps"] and out is None:
         raise ConfigError("--heatmaps adds to the sheet, which is written beside the table: give --out.")
-    loaded = load_model(model)
+    loaded = options.loaded_model(model)
     run = model if model.is_dir() else model.parent
     # Kept beside the model: the reference is the same for all images, and may take longer than they.
     cache = run / NAME

@@ -45,9 +45,8 @@ def reconstruct(
     from statistics import median
 
     from autoencode import reconstruction as application
-    from autoencode.models.model_file import load_model
 
-    loaded, out = load_model(model), options.out_or_default(out, "reconstruct", model)
+    loaded, out = options.loaded_model(model), options.out_or_default(out, "reconstruct", model)
     with counting("reconstructing") as progress:
         made = application.reconstruct(
             loaded,
@@ -103,9 +102,8 @@ def morph(
 ) -> None:
     """Turn one image into another, by decoding the codes between theirs."""
     from autoencode import morphing as application
-    from autoencode.models.model_file import load_model
 
-    loaded, out = load_model(model), options.out_or_default(out, "morph", model, ".gif")
+    loaded, out = options.loaded_model(model), options.out_or_default(out, "morph", model, ".gif")
     made = application.morph(
         loaded,
         images,
@@ -149,11 +147,10 @@ def generate(
     from autoencode import generation as application
     from autoencode.atomic import check_output
     from autoencode.data.preprocessing import WRITABLE
-    from autoencode.models.model_file import load_model
 
     if walk is not None:
         check_output(walk, WRITABLE)  # before the images are made, not after
-    loaded, out = load_model(model), options.out_or_default(out, "generate", model)
+    loaded, out = options.loaded_model(model), options.out_or_default(out, "generate", model)
     if loaded.prior is None and prior != "normal":
         _fit_prior(loaded, model)
     made = application.generate(loaded, count, out, prior=prior, temperature=temperature, seed=seed)

@@ -72,6 +72,7 @@ def restore(
     model, images = (path_of_model(paths[0]), paths[1:]) if has_model else (BUNDLED_PATH, paths)
     if not images:
         raise ConfigError(f"{paths[0]} is a model. Give the images that it is to restore, too.")
+    options.note_unfinished(model)
     out = options.out_or_default(out, "restore", images, continues=True)
     with _counting() as progress:
         made = application.restore(

@@ -144,6 +144,20 @@ def epochs_counted(records: Sequence[Record]) -> tuple[int, int]:
     return first, len(records) - first
 
 
+def has_ended(config: TrainConfig, records: Sequence[Record]) -> bool:
+    """Whether a run has taken all its epochs, or stopped early as it was asked to; not if it was interrupted.
+
+    Args:
+        config: how the run is trained.
+        records: of its epochs.
+    """
+    done, sharp = epochs_counted(records)
+    is_done = done >= config.total_epochs
+    if config.early_stopping and not is_done:
+        is_done = epochs_since_best(records[:done]) >= config.early_stopping
+    return is_done and sharp >= config.all_epochs - config.total_epochs
+
+
 def epochs_in_words(config: TrainConfig, records: Sequence[Record]) -> str:
     """Return how many epochs a run has taken and which its model is of: "61 of 200, ..."."""
     first = [record for record in records if "val_loss" in record]
