@@ -10,9 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from autoencode import Autoencoder, DivergedError, ModelConfig, Preprocessing, RunError
+from autoencode import Autoencoder, DivergedError, ModelConfig, Pack, Preprocessing, RunError
 from autoencode.models.model_file import read_tensors, write_tensors
-from autoencode.training.checkpoint import TrainState, load_checkpoint, save_checkpoint
+from autoencode.pixels import to_float
+from autoencode.training.checkpoint import (
+    TrainState,
+    load_checkpoint,
+    save_checkpoint,
+    start_from_images,
+)
 from autoencode.training.config import TrainConfig
 from autoencode.training.run import CHECKPOINT_NAME
 from autoencode.training.runtime import choose_runtime
@@ -149,3 +155,17 @@ def test_a_file_that_is_no_checkpoint_is_rejected(tmp_path: Path) -> None:
 
 def step_in(tensors: dict[str, torch.Tensor]) -> str:
     return next(name for name in tensors if name.startswith("optimizer/") and name.endswith("/step"))
+
+
+@pytest.mark.parametrize("horizontal_flip", [True, False])
+def test_the_start_knows_images_and_their_mirror_images_alike_if_they_are_flipped(
+    tiny_pack: Pack, horizontal_flip: bool
+) -> None:
+    torch.manual_seed(0)
+    model = Autoencoder(ModelConfig("autoencoder", 6, "residual", widths=(4, 8)), Preprocessing(32, 32))
+    state = TrainState(model, model, torch.optim.Adam(model.parameters()), 0, torch.zeros(4))
+    config, rows = TrainConfig(horizontal_flip=horizontal_flip), tiny_pack.rows("train")
+    start_from_images(state, choose_runtime("cpu", "fp32"), config, tiny_pack, rows)
+    images = to_float(tiny_pack.pixels(rows))
+    restored, mirrored = model.reconstruct(images), model.reconstruct(images.flip(3)).flip(3)
+    assert torch.allclose(restored, mirrored, atol=1e-4) == horizontal_flip

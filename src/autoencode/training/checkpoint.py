@@ -156,7 +156,11 @@ def start_from_images(
     size = max(1, min(PCA_BATCH, PCA_VALUES // state.model.values_per_image))
     # In fp64, which not every device has; in place, because the optimiser keeps its parameters.
     state.model.to("cpu")
-    start(state.model, batches(pack, rows[:PCA_IMAGES], size))
+    images = batches(pack, rows[:PCA_IMAGES], size)
+    if config.horizontal_flip:
+        # Training sees them mirrored, too: the components then say more about images that it does not see.
+        images = (one for batch in images for one in (batch, batch.flip(3)))
+    start(state.model, images)
     fix_sigma2(state.model, config)
     runtime.model_to_device(state.model)
     if state.averaged is not state.model:
