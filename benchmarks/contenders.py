@@ -235,6 +235,7 @@ def keras(images: Images, weights: Weights, policy: str = "float32") -> Run:
     import keras as k
     import tensorflow as tf
 
+    _limit_threads(tf)
     k.mixed_precision.set_global_policy(policy)
     side = images.shape[-1]
     grid = side // 16
@@ -256,6 +257,15 @@ def keras(images: Images, weights: Weights, policy: str = "float32") -> Run:
         return [float(model.train_on_batch(batch, batch)) for _ in range(steps)]
 
     return run
+
+
+def _limit_threads(tensorflow: Any) -> None:  # noqa: ANN401 - it is a module
+    """Give TensorFlow as many threads as PyTorch takes: it does not read OMP_NUM_THREADS."""
+    import os
+
+    if threads := int(os.environ.get("OMP_NUM_THREADS", "0")):
+        tensorflow.config.threading.set_intra_op_parallelism_threads(threads)
+        tensorflow.config.threading.set_inter_op_parallelism_threads(threads)
 
 
 def keras_bf16(images: Images, weights: Weights) -> Run:
@@ -372,6 +382,7 @@ def best_keras(images: Images, weights: Weights, policy: str = "float32") -> Run
 
     from best_in_keras import best_in_keras
 
+    _limit_threads(tf)
     k.mixed_precision.set_global_policy(policy)
     model, config = _best_model(images)
     network = best_in_keras(k, model)
