@@ -242,8 +242,8 @@ def _is_tga(content: bytes) -> bool:
 
 def _has_too_many_scans(content: bytes) -> bool:
     """Whether a JPEG has more scans than any encoder writes; bytes after the image do not count."""
-    # A scan begins with these bytes, which are rare elsewhere. To go from marker to marker took a fifth of the
-    # time of decoding.
+    # A scan begins with these bytes, which are rare elsewhere. To go from marker to marker took a fifth of
+    # the time of decoding.
     if content.count(b"\xff\xda") <= _MOST_SCANS:
         return False
     scans, position = 0, 2

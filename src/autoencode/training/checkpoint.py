@@ -11,6 +11,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from autoencode.data.loader import batches, random_seed
 from autoencode.errors import DivergedError, RunError
-from autoencode.models.autoencoder import Autoencoder
+from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
 from autoencode.models.bundled import BUNDLED, BUNDLED_PATH
 from autoencode.models.model_file import (
     MODEL_NAME,
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 
 _CHECKPOINT_VERSION = 2  # raised with that of run.json, without which a checkpoint is of no use
 # Images that the PCA of a residual network is fitted on; more do not change 256 components of 3,072 values.
-PCA_IMAGES, PCA_BATCH = 20_000, 1_000
+PCA_IMAGES, PCA_BATCH, PCA_HELD_OUT = 20_000, 1_000, 500
 PCA_VALUES = 50_000_000  # in a batch at most: 200 MB
 
 
@@ -144,6 +145,9 @@ def start_from_images(
 ) -> None:
     """Replace random first weights by those of a PCA of training images, if the network has such a start.
 
+    Where training flips images, it is the PCA of images and their mirror images, unless that of the images
+    alone reconstructs validation images better.
+
     Args:
         state: at step 0; changed in place.
         runtime, config: of the run.
@@ -156,15 +160,27 @@ def start_from_images(
     size = max(1, min(PCA_BATCH, PCA_VALUES // state.model.values_per_image))
     # In fp64, which not every device has; in place, because the optimiser keeps its parameters.
     state.model.to("cpu")
-    images = batches(pack, rows[:PCA_IMAGES], size)
-    if config.horizontal_flip:
-        # Training sees them mirrored, too: the components then say more about images that it does not see.
-        images = (one for batch in images for one in (batch, batch.flip(3)))
-    start(state.model, images)
+    train = partial(batches, pack, rows[:PCA_IMAGES], size)
+    start(state.model, train())
+    held_out = pack.rows("validation")[:PCA_HELD_OUT]
+    if config.horizontal_flip and len(held_out):
+        alone, error = copy.deepcopy(state.model.state_dict()), _mse(state.model, pack, held_out)
+        # With mirror images PCA knows more about others of few images; mirrored digits are of no use.
+        start(state.model, (one for images in train() for one in (images, images.flip(3))))
+        if _mse(state.model, pack, held_out) > error:
+            state.model.load_state_dict(alone)
     fix_sigma2(state.model, config)
     runtime.model_to_device(state.model)
     if state.averaged is not state.model:
         state.averaged.load_state_dict(state.model.state_dict())
+
+
+def _mse(model: Autoencoder, pack: Pack, rows: NDArray[np.int64]) -> float:
+    """Return the mean squared error with which a model reconstructs images of a pack."""
+    total = 0.0
+    for images in batches(pack, rows, INFERENCE_BATCH):
+        total += float((model.reconstruct(images) - images).square().mean()) * len(images)
+    return total / len(rows)
 
 
 def fix_sigma2(model: ImageModel, config: TrainConfig) -> None:
