@@ -176,7 +176,8 @@ def start_from_images(
 
 
 def _mse(model: Autoencoder, pack: Pack, rows: NDArray[np.int64]) -> float:
-    """Return the mean squared error with which a model reconstructs images of a pack."""
+    """Return the mean squared error with which a model, left in evaluation, reconstructs images."""
+    model.eval()  # batch norm is neither to learn from these images nor to wait for other processes
     total = 0.0
     for images in batches(pack, rows, INFERENCE_BATCH):
         total += float((model.reconstruct(images) - images).square().mean()) * len(images)
