@@ -260,7 +260,7 @@ def keras(images: Images, weights: Weights, policy: str = "float32") -> Run:
 
 
 def _limit_threads(tensorflow: Any) -> None:  # noqa: ANN401 - it is a module
-    """Give TensorFlow as many threads as PyTorch takes: it does not read OMP_NUM_THREADS."""
+    """Limit the threads of TensorFlow by OMP_NUM_THREADS, too, which it does not read."""
     import os
 
     if threads := int(os.environ.get("OMP_NUM_THREADS", "0")):

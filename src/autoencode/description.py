@@ -23,7 +23,7 @@ from autoencode.outliers.normal import KIND as NORMAL
 from autoencode.outliers.normal import load_normal
 from autoencode.storage import is_url
 from autoencode.training.config import TrainConfig
-from autoencode.training.progress import epochs_in_words, has_ended
+from autoencode.training.progress import epochs_in_words, state_of_training
 from autoencode.training.run import is_run, read_metrics, read_run, repeating_command, run_file
 from autoencode.training.settings import settings_file
 from autoencode.transfer_learning.classifier import CLASSIFIER_NAME, load_classifier
@@ -236,8 +236,11 @@ def _run(path: str) -> Description:
     folder = Path(path)
     run, records = read_run(folder), read_metrics(folder)
     done, epochs = len(records), run.train.all_epochs
-    state = f"epochs {epochs_in_words(run.train, records)}"
-    state += "" if has_ended(run.train, records) else ", stopped: --resume continues it"
+    state = f"epochs {epochs_in_words(run, records)}"
+    training = state_of_training(folder)
+    state += {"running": ", still running", "interrupted": ", interrupted: --resume continues it"}.get(
+        training, ""
+    )
     try:
         pack = open_known_pack(run.pack, run.fingerprint, folder)
         images, repeat = _in_pack(pack.origin or str(pack.folder), len(pack)), repeating_command(folder, pack)

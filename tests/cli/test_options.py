@@ -34,7 +34,7 @@ def test_the_pack_of_a_run_is_found_from_its_folder_and_its_model_file(
     assert options.pack_of(copied, "--pack PACK").path == tmp_path / "c.pack"
 
 
-def test_a_model_whose_training_was_stopped_or_goes_on_is_used_and_that_is_said(
+def test_a_model_whose_training_was_interrupted_or_still_runs_is_used_and_that_is_said(
     autoencode: Command, trained: Run, photos: Path, tmp_path: Path
 ) -> None:
     run = shutil.copytree(trained.folder, tmp_path / "run")
@@ -44,10 +44,13 @@ def test_a_model_whose_training_was_stopped_or_goes_on_is_used_and_that_is_said(
     metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:-1]))
     result = autoencode(*words)
     assert result.code == 0
-    assert result.err.startswith(f"note: training of {run} was stopped; its command with --resume goes on")
+    assert result.err.startswith(f"note: training of {run} was interrupted: run its train command again with")
     assert result.err.count("\n") == 1
+    for others in (("embed", run, photos, "--out", tmp_path / "v.npz"), ("evaluate", run)):
+        assert f"note: training of {run} was interrupted" in autoencode(*others).err
+    assert "interrupted: --resume continues it" in autoencode("info", run).out
     with exclusive(run, "busy", RuntimeError):
-        assert autoencode(*words).err.startswith(f"note: training of {run} goes on (epochs ")
+        assert autoencode(*words).err.startswith(f"note: training of {run} is still running (epochs ")
     # A run without its settings is a folder with a model, which is all that the command needs.
     (run / "run.json").write_text("{}")
     assert autoencode(*words) == (0, result.out, "")

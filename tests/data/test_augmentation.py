@@ -90,24 +90,26 @@ def test_a_flip_turns_half_of_the_images_around() -> None:
     assert 160 < sum(turned) < 240
 
 
-def test_each_move_of_an_image_is_as_likely_as_any_other_and_its_border_is_repeated() -> None:
+def test_each_shift_is_as_likely_as_any_other_and_border_pixels_are_repeated() -> None:
     images = torch.rand(2_000, 3, 6, 9)
-    moved = random_shift(images, 2, torch.Generator().manual_seed(0))
+    shifted = random_shift(images, 2, torch.Generator().manual_seed(0))
     padded = np.pad(images.numpy(), ((0, 0), (0, 0), (2, 2), (2, 2)), mode="edge")
     found = np.zeros((5, 5), int)
     for down in range(5):
         for across in range(5):
             wanted = padded[:, :, down : down + 6, across : across + 9]
-            found[down, across] = (moved.numpy() == wanted).all((1, 2, 3)).sum()
+            found[down, across] = (shifted.numpy() == wanted).all((1, 2, 3)).sum()
     assert found.sum() == 2_000
     assert found.min() > 50
     assert found.max() < 115
 
 
-def test_an_image_is_not_moved_by_no_pixel() -> None:
+def test_a_shift_of_zero_leaves_images_unchanged() -> None:
     assert torch.equal(random_shift(IMAGES, 0, torch.Generator().manual_seed(0)), IMAGES)
 
 
-def test_moved_images_lie_in_memory_with_channels_innermost() -> None:
-    moved = random_shift(IMAGES, 1, torch.Generator().manual_seed(0))
-    assert moved.is_contiguous(memory_format=torch.channels_last)
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_shifted_images_lie_in_memory_as_the_images_do(memory_format: torch.memory_format) -> None:
+    images = IMAGES.contiguous(memory_format=memory_format)
+    shifted = random_shift(images, 1, torch.Generator().manual_seed(0))
+    assert shifted.is_contiguous(memory_format=memory_format)

@@ -135,6 +135,15 @@ def test_a_jpeg_of_endless_scans_is_skipped_at_once_and_one_with_data_behind_it_
     start = content.rindex(b"\xff\xda")
     with pytest.raises(ImageError, match="more than 100 scans"):
         read_image(content[:start] + content[start:-2] * 200 + content[-2:], SIZE)
+    # What begins a scan may be padded, hide behind a marker without a length, or follow endless empty parts.
+    scan, head, end = content[start:-2], content[:start], content[-2:]
+    for more in (
+        b"\xff".join([b"", scan]) * 200,
+        b"\xff\x01" + scan * 200,
+        b"\xff\xfe\x00\x02" * 2**19 + scan * 200,
+    ):
+        with pytest.raises(ImageError, match="more than 100 scans"):
+            read_image(head + scan + more + end, SIZE)
     # A film behind the picture, as telephones write it, holds such bytes by chance.
     assert read_image(content + b"\xff\xda" * 200, SIZE).shape == (16, 32, 3)
 

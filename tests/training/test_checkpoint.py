@@ -167,27 +167,26 @@ def step_in(tensors: dict[str, torch.Tensor]) -> str:
     return next(name for name in tensors if name.startswith("optimizer/") and name.endswith("/step"))
 
 
-@pytest.fixture(params=["symmetric", "alike"])
-def faces_or_digits(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Pack, bool]:
+@pytest.fixture(params=["mirrored", "one-sided"])
+def pack_and_symmetry(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Pack, bool]:
     """A pack of images that may as well be mirrored, or that never are; and whether they may."""
     generator = np.random.default_rng(0)
     for index in range(60):
         pixels = np.zeros((32, 32, 3))
         for left, top in generator.integers(0, 16, (4, 2)):
-            # Images of the second kind are dark on the right.
-            left = left if request.param == "symmetric" else left // 2
+            # One-sided images are dark on the right.
+            left = left if request.param == "mirrored" else left // 2
             pixels[top : top + 12, left : left + 8] += generator.uniform(20, 60, 3)
-        mirrored = request.param == "symmetric" and index % 2
-        pixels = pixels[:, ::-1] if mirrored else pixels
+        pixels = pixels[:, ::-1] if request.param == "mirrored" and index % 2 else pixels
         Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / f"{index}.png")
-    return pack_folder(tmp_path, tmp_path / "images.pack", size=32), request.param == "symmetric"
+    return pack_folder(tmp_path, tmp_path / "images.pack", size=32), request.param == "mirrored"
 
 
 @pytest.mark.parametrize("horizontal_flip", [True, False])
 def test_the_start_knows_mirror_images_if_training_flips_and_held_out_images_gain(
-    faces_or_digits: tuple[Pack, bool], horizontal_flip: bool
+    pack_and_symmetry: tuple[Pack, bool], horizontal_flip: bool
 ) -> None:
-    pack, may_be_mirrored = faces_or_digits
+    pack, may_be_mirrored = pack_and_symmetry
     torch.manual_seed(0)
     model = Autoencoder(ModelConfig("autoencoder", 6, "residual", widths=(4, 8)), Preprocessing(32, 32))
     state = TrainState(model, model, torch.optim.Adam(model.parameters()), 0, torch.zeros(4))

@@ -206,6 +206,7 @@ def test_a_name_is_of_one_setting_and_every_setting_says_what_it_means() -> None
     [
         ("best", {"patch": 32}, "A code is of a whole image. Leave patch at 0, or use --preset restore."),
         ("best", {"self_supervised": True}, "Only a restorer is trained self-supervised."),
+        ("restore", {"self_supervised": True, "shift": 2}, "Self-supervised training does not shift images."),
         ("restore", {"code_size": 8}, "A restorer has no code. Leave code_size out."),
         (
             "restore",

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from autoencode import Pack, TrainConfig, TrainProgress, train
 from autoencode.training.progress import advice, constant_image_mse, epochs_in_words, has_ended
+from autoencode.training.run import RunSettings
 
 
 def lines(
@@ -17,9 +18,13 @@ def lines(
 ) -> list[dict[str, float]]:
     train_losses = train_losses or val_losses
     return [
-        {"epoch": epoch, "val_loss": loss, "val_mse": loss, "train_loss": trained, **more}
+        {"epoch": epoch, "step": 10 * epoch, "val_loss": loss, "val_mse": loss, "train_loss": trained, **more}
         for epoch, (loss, trained) in enumerate(zip(val_losses, train_losses, strict=True), start=1)
     ]
+
+
+def run_of(extended_at: int = 0, **settings: Any) -> RunSettings:  # noqa: ANN401
+    return cast(RunSettings, SimpleNamespace(train=TrainConfig(**settings), extended_at=extended_at))
 
 
 def advice_on(records: list[dict[str, float]], constant: float = 1.0, **settings: Any) -> str:  # noqa: ANN401
@@ -74,29 +79,32 @@ def test_losses_under_another_weight_of_the_kl_are_not_compared() -> None:
 
 
 def test_the_epochs_of_a_run_are_said_in_the_numbers_that_were_asked_for() -> None:
-    config = TrainConfig(epochs=20, early_stopping=3, perceptual=0.1)
-    records = lines([0.3, 0.1, 0.2, 0.2, 0.2])
+    settings: dict[str, Any] = {"epochs": 20, "early_stopping": 3, "perceptual": 0.1}
+    run, records = run_of(**settings), lines([0.3, 0.1, 0.2, 0.2, 0.2])
     sharp = {"epoch": 6.0, "step": 60.0, "val_perceptual": 1.0}
-    assert epochs_in_words(config, [*records, sharp]) == (
+    assert epochs_in_words(run, [*records, sharp]) == (
         "5 of 20, as the last 3 brought nothing better; the model is of epoch 2; then 1 of the sharp decoder"
     )
-    assert epochs_in_words(config, records[:3]) == "3 of 20; the model is of epoch 2"
-    assert epochs_in_words(replace(config, early_stopping=0), records[:3]) == "3 of 20"
-    assert epochs_in_words(config, []) == "0 of 20"
+    assert epochs_in_words(run, records[:3]) == "3 of 20; the model is of epoch 2"
+    assert epochs_in_words(run_of(**settings | {"early_stopping": 0}), records[:3]) == "3 of 20"
+    assert epochs_in_words(run, []) == "0 of 20"
+    assert epochs_in_words(run_of(extended_at=40, **settings), records) == "5 of 20; the model is of epoch 2"
 
 
 def test_a_run_has_ended_after_its_epochs_or_its_patience_and_those_of_the_sharp_decoder() -> None:
-    config = TrainConfig(epochs=5, early_stopping=3, perceptual=0.4)
     records, sharp = lines([0.5, 0.4, 0.41, 0.42, 0.43]), [{"val_perceptual": 1.0}] * 2
-    assert has_ended(config, records + sharp)
-    assert not has_ended(config, records + sharp[:1])
-    assert not has_ended(config, records[:4])
+    run = run_of(epochs=5, early_stopping=3, perceptual=0.4)
+    assert has_ended(run, records + sharp)
+    assert not has_ended(run, records + sharp[:1])
+    assert not has_ended(run, records[:4])
     # Patience ended it after four of ten epochs; the sharp decoder gets its share of ten.
-    config = replace(config, epochs=10, early_stopping=2)
-    assert has_ended(replace(config, perceptual=0), records[:4])
-    assert not has_ended(replace(config, perceptual=0), records[:3])
-    assert has_ended(config, records[:4] + sharp * 2)
-    assert not has_ended(config, [])
+    patient: dict[str, Any] = {"epochs": 10, "early_stopping": 2}
+    assert has_ended(run_of(**patient), records[:4])
+    assert not has_ended(run_of(**patient), records[:3])
+    assert has_ended(run_of(perceptual=0.4, **patient), records[:4] + sharp * 2)
+    assert not has_ended(run_of(perceptual=0.4, **patient), [])
+    # Extended after those four, it was interrupted one epoch later.
+    assert not has_ended(run_of(extended_at=40, **patient), records)
 
 
 def test_the_constant_image_is_the_mean_of_the_training_images(tiny_pack: Pack) -> None:

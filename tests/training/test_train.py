@@ -564,6 +564,11 @@ def test_what_is_wrong_with_the_settings_is_said_before_what_is_in_the_folder(
             train(source, plain.folder, **wrong)
 
 
+def test_a_shift_by_more_than_half_of_the_images_is_rejected(tiny_pack: Pack, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="A shift of 17 pixels leaves less than half of images of 32x32"):
+        train(tiny_pack.path, tmp_path / "run", preset="paper-ae", widths=(4, 8), shift=17)
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_batch_normalisation_of_a_single_value_is_never_asked_of_torch(
     count: int, photos: Path, tmp_path: Path

@@ -116,6 +116,8 @@ def index(
             packing_progress=packing_progress,
         )
     show_remarks(folder)
+    if model is not None:
+        options.note_unfinished(model)
     _print_index(made, is_model_given=model is not None)
 
 

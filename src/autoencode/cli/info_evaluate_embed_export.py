@@ -131,6 +131,7 @@ def embed(
     """Write the vector of each image, with its path, label and split, for other programs."""
     from autoencode.vectors import embed as application
 
+    options.note_unfinished(model)
     out = options.out_or_default(out, "embed", images, ".npz")
     with counting("encoding") as progress:
         limits = options.limits(max_pixels)

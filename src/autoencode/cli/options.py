@@ -344,7 +344,7 @@ def pack_of(model: Path, named: str) -> Pack:
 
 
 def loaded_model(model: Path) -> Autoencoder:
-    """Load a model, and say so if its training was interrupted or goes on.
+    """Load a model, and say so if its training was interrupted or is still running.
 
     Raises:
         ModelFileError: it cannot be loaded.
@@ -357,9 +357,8 @@ def loaded_model(model: Path) -> Autoencoder:
 
 
 def note_unfinished(model: Path) -> None:
-    """Say so if a model is of a run whose training was interrupted or goes on."""
-    from autoencode.atomic import is_locked
-    from autoencode.training.progress import epochs_in_words, has_ended
+    """Say so if a model is of a run whose training was interrupted or is still running."""
+    from autoencode.training.progress import epochs_in_words, state_of_training
     from autoencode.training.run import is_run, read_metrics, read_run
 
     folder = model if model.is_dir() else model.parent
@@ -367,11 +366,14 @@ def note_unfinished(model: Path) -> None:
         return
     # A damaged run may hold a whole model, and the command needs no more.
     with suppress(AutoencodeError):
-        train, records = read_run(folder).train, read_metrics(folder)
-        if not has_ended(train, records):
-            state = "goes on" if is_locked(folder) else "was stopped; its command with --resume goes on"
-            epochs = epochs_in_words(train, records)
-            say(f"note: training of {folder} {state} (epochs {epochs})", err=True)
+        state = state_of_training(folder)
+        if state == "ended":
+            return
+        words = "is still running"
+        if state == "interrupted":
+            words = "was interrupted: run its train command again with --resume to continue"
+        epochs = epochs_in_words(read_run(folder), read_metrics(folder))
+        say(f"note: training of {folder} {words} (epochs {epochs})", err=True)
 
 
 def settings_files(model: Path, pack: Pack) -> list[Path]:

@@ -66,7 +66,7 @@ def show_run(run: Run, trained: bool, shown: bool) -> None:
     packed, settings = open_pack(run.pack_path), read_run(run.folder)
     if not shown:
         print_pack(packed)
-    say(f"epochs: {epochs_in_words(settings.train, run.metrics)}")
+    say(f"epochs: {epochs_in_words(settings, run.metrics)}")
     if settings.model.kind == "restorer":
         # Validation images clean, damaged and restored.
         _draw(

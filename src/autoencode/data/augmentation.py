@@ -1,4 +1,4 @@
-"""Parts of images, their mirror images and moved ones, of which training makes more images out of few.
+"""Patches, mirror images and shifted images, by which training makes more images out of few.
 
 Shapes: B batch, H height, W width.
 """
@@ -90,25 +90,29 @@ def horizontal_flip(images: Tensor, generator: torch.Generator, local: LocalBatc
 
 
 def random_shift(
-    images: Tensor, most: int, generator: torch.Generator, local: LocalBatch | None = None
+    images: Tensor, max_shift: int, generator: torch.Generator, local: LocalBatch | None = None
 ) -> Tensor:
-    """Move each of the images (B, 3, H, W) by whole pixels, and repeat its border where nothing is left.
+    """Shift each of the images (B, 3, H, W) by whole pixels, and fill the margin with its border pixels.
 
     Args:
         images: not changed.
-        most: pixels, at least 0. Every move of -`most` to `most` pixels, down and across, is as likely.
+        max_shift: pixels, at least 0. Each shift from -`max_shift` to `max_shift` is equally likely, down and
+            across independently.
         generator: the source of randomness, on the device of the images.
         local: which part of a batch the images are; None for all of it.
+
+    Returns:
+        Images in the memory format of those given.
     """
     import torch
 
     draws, (height, width) = Draws(images, generator, local), images.shape[2:]
-    # fp32 rounds a number just below 1 up to the whole, once in millions.
-    down, across = ((draws.uniform() * (2 * most + 1)).long().clamp(max=2 * most) - most for _ in range(2))
+    down, across = ((draws.uniform() * (2 * max_shift + 1)).long() - max_shift for _ in range(2))
     rows, columns = (
-        (torch.arange(length, device=images.device) - moved[:, None]).clamp(0, length - 1)
-        for length, moved in ((height, down), (width, across))
+        (torch.arange(length, device=images.device) - shift[:, None]).clamp(0, length - 1)
+        for length, shift in ((height, down), (width, across))
     )
     each = torch.arange(len(images), device=images.device)[:, None, None]
-    # Indices around the channels put these last: the images lie in memory as layers want them.
-    return images[each, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    # Indices around the channels put these last, as channels_last has them in memory.
+    shifted = images[each, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    return shifted.contiguous() if images.is_contiguous() else shifted

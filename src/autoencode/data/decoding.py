@@ -82,7 +82,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _BAND_VALUES = 2**20  # scaled at once, in fp64: all of 200 million pixels at once took 3.8 GB
-_MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])", re.DOTALL)  # of a JPEG, but for those inside a scan
+_MARKER = re.compile(rb"\xff+([^\x00\x01\xd0-\xd7\xff])", re.DOTALL)  # of a JPEG, with a length
 _MOST_READS = 2**19  # a second; a PNG of 256 MB in chunks of 8 KB takes a quarter of them
 _MOST_SCANS = 100  # encoders write about ten; each costs a pass over the whole picture, for a few bytes
 _MOST_FRACTIONS = 2**18  # in a tag of TIFF or EXIF, each an object in Python: 25 MB of them took 6.6 s
@@ -249,11 +249,13 @@ def _has_too_many_scans(content: bytes) -> bool:
     scans, position = 0, 2
     for _ in range(_MOST_READS):
         marker = _MARKER.search(content, position)
-        if marker is None or marker[1] == b"\xd9" or scans > _MOST_SCANS:
-            break
+        if marker is None or marker[1] == b"\xd9":
+            return False
         scans += marker[1] == b"\xda"
+        if scans > _MOST_SCANS:
+            return True
         position = marker.end() + int.from_bytes(content[marker.end() : marker.end() + 2])
-    return scans > _MOST_SCANS
+    return True  # of so many parts that scans may follow them
 
 
 def orientation(image: Image.Image) -> int:

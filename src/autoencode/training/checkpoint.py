@@ -165,7 +165,8 @@ def start_from_images(
     held_out = pack.rows("validation")[:PCA_HELD_OUT]
     if config.horizontal_flip and len(held_out):
         alone, error = copy.deepcopy(state.model.state_dict()), _mse(state.model, pack, held_out)
-        # With mirror images PCA knows more about others of few images; mirrored digits are of no use.
+        # Mirror images act like more images, which helps the PCA of few. Where no image is ever mirrored, as
+        # of digits, they use up dimensions of the code: hence the comparison.
         start(state.model, (one for images in train() for one in (images, images.flip(3))))
         if _mse(state.model, pack, held_out) > error:
             state.model.load_state_dict(alone)
@@ -176,7 +177,7 @@ def start_from_images(
 
 
 def _mse(model: Autoencoder, pack: Pack, rows: NDArray[np.int64]) -> float:
-    """Return the mean squared error with which a model, left in evaluation, reconstructs images."""
+    """Return the mean squared error of reconstructions; the model is set to evaluation mode."""
     model.eval()  # batch norm is neither to learn from these images nor to wait for other processes
     total = 0.0
     for images in batches(pack, rows, INFERENCE_BATCH):

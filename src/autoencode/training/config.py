@@ -55,7 +55,7 @@ class TrainConfig:
             place; 0 for the whole image. An epoch has as many of each image as cover it. Patches of larger
             images are averaged from up to four times the side, which makes soft photographs sharp.
         horizontal_flip: mirror each image left to right half of the time, which acts like more images.
-        shift: pixels by which each image is moved at most, in each direction, which acts like more images.
+        shift: the largest random shift of an image in pixels, in each direction, which acts like more images.
         ema: decay per step of the average of the weights that becomes the model; 0 keeps the last weights.
         corrupt: corruptions of the images that the model sees, which it learns to undo.
         early_stopping: epochs without a lower validation loss after which training ends; the model is that of
@@ -237,6 +237,9 @@ def check_fit(model: ModelConfig, config: TrainConfig, given: Iterable[str] = ()
         raise ConfigError(
             "Self-supervised training uses images as they are. Leave corrupt out, or self_supervised."
         )
+    if config.self_supervised and config.shift:
+        # Noise that is repeated along a border is not independent of its neighbours, as the loss assumes.
+        raise ConfigError("Self-supervised training does not shift images. Leave shift at 0.")
     if config.perceptual and model.kind == "restorer":
         raise ConfigError("A restorer has no second decoder. Leave perceptual at 0.")
     if config.perceptual and (model.batch_norm or config.adversarial):

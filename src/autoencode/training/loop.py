@@ -47,6 +47,7 @@ from autoencode.training.progress import (
     constant_image_mse,
     diverged,
     epochs_since_best,
+    epochs_waited,
 )
 from autoencode.training.run import (
     CHECKPOINT_NAME,
@@ -355,9 +356,8 @@ class Loop:
     def _has_stopped(self) -> bool:
         """Whether the last `early_stopping` epochs have brought no lower validation loss."""
         patience = self.config.early_stopping
-        since = sum(record["step"] > self.settings.extended_at for record in self.records)
         # Only the first process is sure to have read the records that it kept.
-        waited = min(since, epochs_since_best(self.records)) if patience else 0
+        waited = epochs_waited(self.settings, self.records) if patience else 0
         return self.processes.any_true(self.processes.is_first and 0 < patience <= waited)
 
     def _save(self) -> None:

@@ -86,7 +86,7 @@ class Objective:
             clean: (B, 3, H, W), the images of the batch.
             local: its position in the whole batch.
             purpose: "train", "perceptual" or "validation", for which images are neither flipped nor
-                moved.
+                shifted.
             draw: number of the step or batch.
         """
         config, training = self.config, purpose != "validation"

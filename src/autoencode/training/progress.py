@@ -5,21 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from autoencode.atomic import is_locked
 from autoencode.data.loader import batches
 from autoencode.errors import DivergedError
+from autoencode.training.run import read_metrics, read_run
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from autoencode.data.pack import Pack
     from autoencode.training.config import TrainConfig
-    from autoencode.training.run import Record
+    from autoencode.training.run import Record, RunSettings
     from autoencode.training.runtime import Runtime
 
 # Epochs without progress before a warning: a third of all, and at least 3, since a run may start slowly.
@@ -144,30 +146,53 @@ def epochs_counted(records: Sequence[Record]) -> tuple[int, int]:
     return first, len(records) - first
 
 
-def has_ended(config: TrainConfig, records: Sequence[Record]) -> bool:
+def epochs_waited(run: RunSettings, records: Sequence[Record]) -> int:
+    """Number of epochs without a lower validation loss, of those since more epochs were last asked for.
+
+    Args:
+        run: its settings.
+        records: of its epochs, without those of the sharp decoder.
+    """
+    since = sum(record["step"] > run.extended_at for record in records)
+    return min(since, epochs_since_best(records))
+
+
+def has_ended(run: RunSettings, records: Sequence[Record]) -> bool:
     """Whether a run has taken all its epochs, or stopped early as it was asked to; not if it was interrupted.
 
     Args:
-        config: how the run is trained.
-        records: of its epochs.
+        run: its settings.
+        records: of all its epochs.
     """
-    done, sharp = epochs_counted(records)
-    is_done = done >= config.total_epochs
-    if config.early_stopping and not is_done:
-        is_done = epochs_since_best(records[:done]) >= config.early_stopping
-    return is_done and sharp >= config.all_epochs - config.total_epochs
+    config, first = run.train, [record for record in records if "val_loss" in record]
+    is_done = len(first) >= config.total_epochs
+    if config.early_stopping:
+        is_done = is_done or epochs_waited(run, first) >= config.early_stopping
+    return is_done and len(records) - len(first) >= config.all_epochs - config.total_epochs
 
 
-def epochs_in_words(config: TrainConfig, records: Sequence[Record]) -> str:
+def state_of_training(folder: Path) -> Literal["running", "interrupted", "ended"]:
+    """Return whether the run in a folder is being trained, could be continued, or has ended.
+
+    Raises:
+        RunError: the folder holds no run, or a damaged one.
+    """
+    # Asked first: a run that ends in between has then ended, and was not interrupted.
+    is_running = is_locked(folder)
+    if has_ended(read_run(folder), read_metrics(folder)):
+        return "ended"
+    return "running" if is_running else "interrupted"
+
+
+def epochs_in_words(run: RunSettings, records: Sequence[Record]) -> str:
     """Return how many epochs a run has taken and which its model is of: "61 of 200, ..."."""
-    first = [record for record in records if "val_loss" in record]
+    config, first = run.train, [record for record in records if "val_loss" in record]
     sharp = epochs_counted(records)[1]
     text = f"{len(first)} of {config.total_epochs}"
     if config.early_stopping and first:
-        waited = epochs_since_best(first)
-        if len(first) < config.total_epochs and waited >= config.early_stopping:
-            text += f", as the last {waited} brought nothing better"
-        text += f"; the model is of epoch {first[-1 - waited]['epoch']:.0f}"
+        if len(first) < config.total_epochs and epochs_waited(run, first) >= config.early_stopping:
+            text += f", as the last {epochs_waited(run, first)} brought nothing better"
+        text += f"; the model is of epoch {first[-1 - epochs_since_best(first)]['epoch']:.0f}"
     return text + (f"; then {sharp} of the sharp decoder" if sharp else "")
 
 

@@ -302,7 +302,7 @@ def settings_in_words(run: RunSettings) -> list[tuple[str, str]]:
     if config.horizontal_flip:
         found.append(("horizontal flip", "half of the time"))
     if config.shift:
-        found.append(("shift", f"at most {config.shift} pixels in each direction"))
+        found.append(("shift", f"up to {config.shift} pixels in each direction"))
     if run.init != RANDOM:
         source = "the bundled restorer" if run.init == BUNDLED else run.init
         found.append(("first weights", f"those of {source}"))

@@ -379,6 +379,10 @@ def _check_images(model: ModelConfig, config: TrainConfig, preprocessing: Prepro
     """Reject images or a network of a size that cannot be."""
     sides = [min(side, config.patch or side) for side in (preprocessing.height, preprocessing.width)]
     check_size(parse_corruptions(config.corrupt), *sides)
+    if 2 * config.shift > min(sides):
+        raise ConfigError(
+            f"A shift of {config.shift} pixels leaves less than half of images of {preprocessing}. Use less."
+        )
     if config.batch_size < without_memory(model, preprocessing).least_batch:
         raise ConfigError(
             "Batch normalisation has nothing to average over with a batch_size of 1 and one value per "
