@@ -271,9 +271,14 @@ def test_a_lock_and_temporary_files_alone_are_nothing(tmp_path: Path) -> None:
     assert atomic.names_in(tmp_path / "missing") == set()
     with exclusive(tmp_path, "busy", RunError):
         (tmp_path / f"a{atomic.TEMPORARY_SUFFIX}").touch()
+        (tmp_path / ".tmp12ibAA").touch()  # safetensors, killed
         assert atomic.names_in(tmp_path) == set()
     (tmp_path / "b").touch()
-    assert atomic.names_in(tmp_path) == {"b"}
+    (tmp_path / ".tmp").touch()
+    assert atomic.names_in(tmp_path) == {"b", ".tmp"}
+    atomic.remove_temporaries(tmp_path)
+    atomic.remove_temporaries(tmp_path / "missing")
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", "b", ".tmp"}
 
 
 def test_lines_are_appended_and_a_full_disk_is_an_output_error(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ TEMPORARY_SUFFIX = ".partial"
 TABLES = (".csv", ".json")
 
 _LOCK_NAME = ".lock"
+_OF_SAFETENSORS = re.compile(r"\.tmp[0-9A-Za-z]{6}")  # what safetensors writes before it renames
 _NAME_BYTES = 200
 _LOOK_SECONDS = 0.2  # how long a writer waits: `is_locked` holds the lock for a moment
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:")
@@ -285,9 +286,14 @@ def removed_if_empty(folder: Path) -> Iterator[None]:
 
 def remove_temporaries(folder: Path) -> None:
     """Delete the temporary files that a killed process left in `folder`; the caller holds its lock."""
-    for leftover in folder.glob(f"*{TEMPORARY_SUFFIX}"):
-        with contextlib.suppress(OSError):
-            leftover.unlink()
+    for leftover in folder.iterdir() if folder.is_dir() else ():
+        if _is_temporary(leftover.name):
+            with contextlib.suppress(OSError):
+                leftover.unlink()
+
+
+def _is_temporary(name: str) -> bool:
+    return name.endswith(TEMPORARY_SUFFIX) or _OF_SAFETENSORS.fullmatch(name) is not None
 
 
 def names_in(folder: Path) -> set[str]:
@@ -299,7 +305,7 @@ def names_in(folder: Path) -> set[str]:
         OSError: the folder cannot be read, or is a file.
     """
     names = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    return {name for name in names if name != _LOCK_NAME and not name.endswith(TEMPORARY_SUFFIX)}
+    return {name for name in names if name != _LOCK_NAME and not _is_temporary(name)}
 
 
 @contextlib.contextmanager

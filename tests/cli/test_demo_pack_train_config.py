@@ -188,7 +188,7 @@ def test_a_finished_run_continued_says_so_and_changes_nothing_but_what_is_missin
     result = autoencode(*command, "--resume")
     assert result.code == 0
     assert result.out.startswith(
-        f"finished: {out} has all its 1 epoch, nothing to do. To continue it, give more --epochs.\n"
+        f"finished: {out} has all its 1 epoch, nothing to do. To continue it, give --epochs above 1.\n"
     )
     assert [((out / name).stat().st_ino, (out / name).read_bytes()) for name in kept[:2]] == before
     assert (out / "reconstructions.png").exists()
@@ -203,7 +203,7 @@ def test_a_finished_run_that_cannot_have_more_epochs_says_why(
     result = autoencode("train", tiny_pack.path, "--out", tmp_path / "run", "--resume")
     assert (
         "nothing to do. More epochs cannot be added: the cycles of its beta span all epochs. Train anew with "
-        "--epochs.\n"
+        "more --epochs.\n"
     ) in result.out
 
 

@@ -134,13 +134,16 @@ def say_finished(run: Run) -> None:
     from autoencode.training.progress import epochs_counted
     from autoencode.training.run import read_run
 
-    fixed = read_run(run.folder).train.fixes_epochs
-    advice = (
-        f"More epochs cannot be added: {fixed}. Train anew with" if fixed else "To continue it, give more"
-    )
+    train = read_run(run.folder).train
+    advice = f"To continue it, give --epochs above {train.epochs}."
+    if train.fixes_epochs:
+        advice = f"More epochs cannot be added: {train.fixes_epochs}. Train anew with more --epochs."
     first, sharp = epochs_counted(run.metrics)
+    has = (
+        "has all its" if first >= train.total_epochs else f"stopped early, of {train.total_epochs}, after its"
+    )
     epochs = counted(first, "epoch") + (f", and {sharp} of the sharp decoder" if sharp else "")
-    say(f"finished: {run.folder} has all its {epochs}, nothing to do. {advice} --epochs.")
+    say(f"finished: {run.folder} {has} {epochs}, nothing to do. {advice}")
 
 
 def _complete(run: Run, model: Autoencoder, packed: Pack) -> None:

@@ -379,9 +379,10 @@ def _check_images(model: ModelConfig, config: TrainConfig, preprocessing: Prepro
     """Reject images or a network of a size that cannot be."""
     sides = [min(side, config.patch or side) for side in (preprocessing.height, preprocessing.width)]
     check_size(parse_corruptions(config.corrupt), *sides)
-    if 2 * config.shift > min(sides):
+    if 2 * config.shift > (side := min(sides)):
         raise ConfigError(
-            f"A shift of {config.shift} pixels leaves less than half of images of {preprocessing}. Use less."
+            f"A shift of {config.shift} pixels is more than half of images of {side} pixels. "
+            f"Use {side // 2} at most."
         )
     if config.batch_size < without_memory(model, preprocessing).least_batch:
         raise ConfigError(
