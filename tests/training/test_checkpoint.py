@@ -191,7 +191,9 @@ def test_the_start_knows_mirror_images_if_training_flips_and_held_out_images_gai
     model = Autoencoder(ModelConfig("autoencoder", 6, "residual", widths=(4, 8)), Preprocessing(32, 32))
     state = TrainState(model, model, torch.optim.Adam(model.parameters()), 0, torch.zeros(4))
     config, rows = TrainConfig(horizontal_flip=horizontal_flip), pack.rows("train")
-    start_from_images(state, choose_runtime("cpu", "fp32"), config, pack, rows)
+    start_from_images(
+        state, choose_runtime("cpu", "fp32"), config, pack, rows, pack.held_out("validation").rows
+    )
     images = to_float(pack.pixels(rows))
     restored, mirrored = model.reconstruct(images), model.reconstruct(images.flip(3)).flip(3)
     knows_both = horizontal_flip and may_be_mirrored

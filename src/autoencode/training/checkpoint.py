@@ -141,7 +141,12 @@ def start_from_model(state: TrainState, runtime: Runtime, config: TrainConfig, i
 
 
 def start_from_images(
-    state: TrainState, runtime: Runtime, config: TrainConfig, pack: Pack, rows: NDArray[np.int64]
+    state: TrainState,
+    runtime: Runtime,
+    config: TrainConfig,
+    pack: Pack,
+    rows: NDArray[np.int64],
+    validation_rows: NDArray[np.int64],
 ) -> None:
     """Replace random first weights by those of a PCA of training images, if the network has such a start.
 
@@ -152,7 +157,8 @@ def start_from_images(
         state: at step 0; changed in place.
         runtime, config: of the run.
         pack: the images.
-        rows: (N,) of the pack, in a random order.
+        rows: (N,) of the training images, in a random order.
+        validation_rows: (M,), of the validation images.
     """
     start = state.model.network.start
     if start is None or not isinstance(state.model, Autoencoder):
@@ -162,7 +168,7 @@ def start_from_images(
     state.model.to("cpu")
     train = partial(batches, pack, rows[:PCA_IMAGES], size)
     start(state.model, train())
-    held_out = pack.rows("validation")[:PCA_HELD_OUT]
+    held_out = validation_rows[:PCA_HELD_OUT]
     if config.horizontal_flip and len(held_out):
         alone, error = copy.deepcopy(state.model.state_dict()), _mse(state.model, pack, held_out)
         # Mirror images act like more images, which helps the PCA of few. Where no image is ever mirrored, as

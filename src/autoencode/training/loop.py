@@ -110,7 +110,9 @@ class Loop:
         elif processes.is_first and has_start:
             start_from_model(self.state, self.runtime, self.config, run.init)
         elif processes.is_first:
-            start_from_images(self.state, self.runtime, self.config, pack, self._order(0))
+            start_from_images(
+                self.state, self.runtime, self.config, pack, self._order(0), self.validation_rows
+            )
         self._start_together()
         self.largest_gradient = largest_gradient(self.state.model, self.config.grad_clip)
         self.on_device = runtime.images_of(pack, np.concatenate([self.images, self.validation_rows]))
