@@ -27,7 +27,7 @@ from machine import machine  # noqa: E402
 VARIANTS: dict[str, dict[str, Any]] = {
     "`best`": {"preset": "best"},
     "without mirrored images": {"preset": "best", "horizontal_flip": False},
-    "without moved images": {"preset": "best", "shift": 0},
+    "without shifted images": {"preset": "best", "shift": 0},
     "constant rate": {"preset": "best", "schedule": "constant"},
     "no limit on the gradient": {"preset": "best", "grad_clip": 0.0},
     "batch of 128": {"preset": "best", "batch_size": 128},

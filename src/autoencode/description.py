@@ -23,8 +23,8 @@ from autoencode.outliers.normal import KIND as NORMAL
 from autoencode.outliers.normal import load_normal
 from autoencode.storage import is_url
 from autoencode.training.config import TrainConfig
-from autoencode.training.progress import epochs_in_words, state_of_training
-from autoencode.training.run import is_run, read_metrics, read_run, repeating_command, run_file
+from autoencode.training.progress import epochs_in_words, read_training
+from autoencode.training.run import is_run, repeating_command, run_file
 from autoencode.training.settings import settings_file
 from autoencode.transfer_learning.classifier import CLASSIFIER_NAME, load_classifier
 
@@ -234,10 +234,9 @@ def _settings(path: str, model: ImageModel) -> str:
 
 def _run(path: str) -> Description:
     folder = Path(path)
-    run, records = read_run(folder), read_metrics(folder)
+    run, records, training = read_training(folder)
     done, epochs = len(records), run.train.all_epochs
     state = f"epochs {epochs_in_words(run, records)}"
-    training = state_of_training(folder)
     state += {"running": ", still running", "interrupted": ", interrupted: --resume continues it"}.get(
         training, ""
     )

@@ -116,9 +116,7 @@ def index(
             packing_progress=packing_progress,
         )
     show_remarks(folder)
-    if model is not None:
-        options.note_unfinished(model)
-    _print_index(made, is_model_given=model is not None)
+    _print_index(made, model)
 
 
 def search(
@@ -216,7 +214,7 @@ def _read(opened: Index, queries: list[Path], result: Path) -> Iterator[Path]:
     yield from opened.files(like=result)
 
 
-def _print_index(made: Index, *, is_model_given: bool) -> None:
+def _print_index(made: Index, model: Path | None) -> None:
     from autoencode.embedding import BF16_CODES
 
     update = made.update
@@ -229,8 +227,9 @@ def _print_index(made: Index, *, is_model_given: bool) -> None:
     # Nobody should take an approximate index for an exact one: its recall was measured when it was made.
     how = "every code is compared" if made.is_exact else f"recall {made.recall:.3f} of the ten nearest"
     say(f"index: {made.path}: {counted(len(made), 'image')}, {made.encoder_name}, {made.distance}, {how}")
-    # Whoever gives a model may expect that it is what compares.
-    if is_model_given and made.embedding not in ("code", BF16_CODES):
+    if model is not None and made.embedding in ("code", BF16_CODES):
+        options.note_unfinished(model)
+    elif model is not None:  # whoever gives it may expect that it is what compares
         say(
             "The model is not used: pretrained features find more images of a kind than codes do. "
             "To compare its codes, make a new index with --embedding code."

@@ -358,22 +358,21 @@ def loaded_model(model: Path) -> Autoencoder:
 
 def note_unfinished(model: Path) -> None:
     """Say so if a model is of a run whose training was interrupted or is still running."""
-    from autoencode.training.progress import epochs_in_words, state_of_training
-    from autoencode.training.run import is_run, read_metrics, read_run
+    from autoencode.training.progress import epochs_in_words, read_training
+    from autoencode.training.run import is_run
 
     folder = model if model.is_dir() else model.parent
     if not is_run(folder):
         return
     # A damaged run may hold a whole model, and the command needs no more.
     with suppress(AutoencodeError):
-        state = state_of_training(folder)
+        run, records, state = read_training(folder)
         if state == "ended":
             return
         words = "is still running"
         if state == "interrupted":
             words = "was interrupted: run its train command again with --resume to continue"
-        epochs = epochs_in_words(read_run(folder), read_metrics(folder))
-        say(f"note: training of {folder} {words} (epochs {epochs})", err=True)
+        say(f"note: training of {folder} {words} (epochs {epochs_in_words(run, records)})", err=True)
 
 
 def settings_files(model: Path, pack: Pack) -> list[Path]:

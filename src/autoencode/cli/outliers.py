@@ -134,13 +134,13 @@ def outliers(
     from autoencode.data.sources import listed, train_and_test
     from autoencode.data.tables import masks_in
     from autoencode.models.model_file import kind_of
-    from autoencode.outliers.conformal import images_needed
+    from autoencode.outliers.conformal import check_fpr
     from autoencode.outliers.ground_truth import beside
     from autoencode.outliers.normal import holds_normal
 
     _check_paths(normal, images or [])
     if fpr is not None:
-        images_needed(fpr)  # rejects what is no rate before the work, not after it
+        check_fpr(fpr)  # before the work, not after it
     source: Any = normal
     if (layout := train_and_test(normal)) is not None:
         source, held_out = layout

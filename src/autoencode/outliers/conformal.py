@@ -60,8 +60,8 @@ def conformal_p_values(calibration: Array, scores: Array) -> Array:
     return p_values
 
 
-def images_needed(fpr: float) -> int:
-    """Fewest calibration images with which a p-value can be as small as `fpr`: ceil(1 / fpr) - 1.
+def check_fpr(fpr: float) -> None:
+    """Reject what is no false positive rate.
 
     Raises:
         ConfigError: the rate is not above 0 and below 1.
@@ -70,6 +70,15 @@ def images_needed(fpr: float) -> int:
         raise ConfigError(
             f"The false positive rate is {fpr:g}; it must be above 0 and below 1, such as 0.01."
         )
+
+
+def images_needed(fpr: float) -> int:
+    """Fewest calibration images with which a p-value can be as small as `fpr`: ceil(1 / fpr) - 1.
+
+    Raises:
+        ConfigError: see `check_fpr`.
+    """
+    check_fpr(fpr)
     fewest = math.floor(1 / fpr)
     return fewest - 1 if 1 / fewest <= fpr else fewest  # 1 / fpr may be rounded either way
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from autoencode.data.loader import batches, random_seed
 from autoencode.errors import DivergedError, RunError
+from autoencode.metrics.images import mean_squared_error
 from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
 from autoencode.models.bundled import BUNDLED, BUNDLED_PATH
 from autoencode.models.model_file import (
@@ -187,7 +188,7 @@ def _mse(model: Autoencoder, pack: Pack, rows: NDArray[np.int64]) -> float:
     model.eval()  # batch norm is neither to learn from these images nor to wait for other processes
     total = 0.0
     for images in batches(pack, rows, INFERENCE_BATCH):
-        total += float((model.reconstruct(images) - images).square().mean()) * len(images)
+        total += float(mean_squared_error(model.reconstruct(images), images).sum())
     return total / len(rows)
 
 

@@ -210,6 +210,19 @@ def changed(
     )
 
 
+def check_shift(shift: int, side: int) -> None:
+    """Reject a shift of images by more than half of their shorter side, both in pixels.
+
+    Raises:
+        ConfigError: it is too large; the message has the largest that is not.
+    """
+    if 2 * shift > side:
+        raise ConfigError(
+            f"A shift of {shift} pixels is more than half of images of {side} pixels. "
+            f"Use {side // 2} at most."
+        )
+
+
 def check_fit(model: ModelConfig, config: TrainConfig, given: Iterable[str] = ()) -> None:
     """Reject settings that would silently do nothing.
 

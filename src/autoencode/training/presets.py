@@ -89,13 +89,13 @@ PRESETS = {
 DEFAULT_PRESET = "best"
 
 
-# Steps that folders get at least, whatever their number of images: few are learnt by heart, and a first try
-# with 300 is to end in two minutes on two cores; more are learnt from for longer. 1,418 emoji have an error
-# of 0.00551 after 1,000 steps and of 0.00499 after 3,000; 2,992 faces of 0.00721 and 0.00698.
+# Steps that a folder gets at least, by its number of images: few are learnt by heart, and a first try with
+# 300 is to end in two minutes on two cores; more are learnt from for longer. 1,418 emoji have an error of
+# 0.00551 after 1,000 steps and of 0.00499 after 3,000; 2,992 faces of 0.00721 and 0.00698.
 LEAST_STEPS, STEPS_PER_IMAGE, ENOUGH_STEPS = 1_000, 3, 3_000
 
 
-MOST_STEPS = 40_000  # hours
+MOST_STEPS = 40_000  # which take hours
 
 
 # Side of the images that they are for: a step of larger ones takes longer. 400 steps instead of 200 of 237

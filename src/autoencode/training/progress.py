@@ -164,24 +164,28 @@ def has_ended(run: RunSettings, records: Sequence[Record]) -> bool:
         run: its settings.
         records: of all its epochs.
     """
-    config, first = run.train, [record for record in records if "val_loss" in record]
-    is_done = len(first) >= config.total_epochs
+    config, (done, sharp) = run.train, epochs_counted(records)
+    first = records[:done]
+    is_done = done >= config.total_epochs
     if config.early_stopping:
         is_done = is_done or epochs_waited(run, first) >= config.early_stopping
-    return is_done and len(records) - len(first) >= config.all_epochs - config.total_epochs
+    return is_done and sharp >= config.all_epochs - config.total_epochs
 
 
-def state_of_training(folder: Path) -> Literal["running", "interrupted", "ended"]:
-    """Return whether the run in a folder is being trained, could be continued, or has ended.
+def read_training(
+    folder: Path,
+) -> tuple[RunSettings, list[Record], Literal["running", "interrupted", "ended"]]:
+    """Read a run, the records of its epochs, and whether it is being trained, can be continued or has ended.
 
     Raises:
         RunError: the folder holds no run, or a damaged one.
     """
     # Asked first: a run that ends in between has then ended, and was not interrupted.
     is_running = is_locked(folder)
-    if has_ended(read_run(folder), read_metrics(folder)):
-        return "ended"
-    return "running" if is_running else "interrupted"
+    run, records = read_run(folder), read_metrics(folder)
+    if has_ended(run, records):
+        return run, records, "ended"
+    return run, records, "running" if is_running else "interrupted"
 
 
 def epochs_in_words(run: RunSettings, records: Sequence[Record]) -> str:

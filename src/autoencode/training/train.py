@@ -23,6 +23,7 @@ from autoencode.errors import ConfigError, DivergedError, PackError, RunError
 from autoencode.models.bundled import BUNDLED, RANDOM, name_of_model
 from autoencode.models.model_file import MODEL_NAME, is_like_bundled, load_any
 from autoencode.training.callbacks import Callback, calling, telling_the_end
+from autoencode.training.config import check_shift
 from autoencode.training.distributed import Processes, process_group
 from autoencode.training.loop import Loop
 from autoencode.training.presets import DEFAULT_PRESET, RESTORER_RATE, adapted, settings
@@ -379,11 +380,7 @@ def _check_images(model: ModelConfig, config: TrainConfig, preprocessing: Prepro
     """Reject images or a network of a size that cannot be."""
     sides = [min(side, config.patch or side) for side in (preprocessing.height, preprocessing.width)]
     check_size(parse_corruptions(config.corrupt), *sides)
-    if 2 * config.shift > (side := min(sides)):
-        raise ConfigError(
-            f"A shift of {config.shift} pixels is more than half of images of {side} pixels. "
-            f"Use {side // 2} at most."
-        )
+    check_shift(config.shift, min(sides))
     if config.batch_size < without_memory(model, preprocessing).least_batch:
         raise ConfigError(
             "Batch normalisation has nothing to average over with a batch_size of 1 and one value per "
