@@ -12,6 +12,7 @@ from autoencode.models.convolutions import (
     Bias,
     Decoder,
     Encoder,
+    Enlargement,
     LinearDecoder,
     LinearEncoder,
     ResidualDecoder,
@@ -158,6 +159,26 @@ def test_long_images_leave_the_linear_maps_no_more_than_square_ones(
     assert (size[0] // pooling) * (size[1] // pooling) <= 64 * 64
     encoder, decoder = LinearEncoder(3, *size), LinearDecoder(3, *size)
     assert decoder(encoder(torch.rand(1, 3, *size))).shape == (1, 3, *size)
+
+
+@pytest.mark.parametrize(
+    ("small", "size"), [((32, 32), (64, 64)), ((40, 32), (160, 128)), ((7, 9), (11, 10)), ((8, 5), (8, 5))]
+)
+@pytest.mark.parametrize("autocast", [False, True])
+def test_enlargement_is_bilinear_interpolation(
+    small: tuple[int, int], size: tuple[int, int], autocast: bool
+) -> None:
+    torch.manual_seed(0)
+    images = torch.rand(2, 3, *small).to(memory_format=torch.channels_last).requires_grad_(True)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = Enlargement(small, size)(images)
+    wanted = F.interpolate(images, size, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+    weights = torch.rand_like(wanted)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, images, weights),
+        torch.autograd.grad(wanted, images, weights),
+    )
 
 
 def test_the_linear_maps_are_linear() -> None:

@@ -18,7 +18,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,7 +29,7 @@ from autoencode.data.augmentation import random_patch
 from autoencode.data.loader import random_seed
 from autoencode.metrics.latents import in_fp64
 from autoencode.models.backbones import BACKBONE
-from autoencode.models.convolutions import parts_of_detail
+from autoencode.models.convolutions import Enlargement, parts_of_detail
 from autoencode.training.adversarial import SMALLEST_NORM
 from autoencode.training.critic import Critic, between, ratio_at
 from autoencode.training.losses import LOG_FLOOR, mse_loss
@@ -286,8 +286,13 @@ def perceptual_distances(ours: Tensor, theirs: Tensor) -> Tensor:
 
 def _enlarged(images: Tensor) -> Tensor:
     """Return images whose shorter side is at least COMPARED_PX."""
-    factor = COMPARED_PX / min(images.shape[2:])
-    if factor <= 1:
+    height, width = images.shape[2:]
+    if min(height, width) >= COMPARED_PX:
         return images
-    size = [round(side * factor) for side in images.shape[2:]]
-    return F.interpolate(images, size, mode="bilinear", align_corners=False)
+    return _enlargement(height, width, images.device)(images)  # type: ignore[no-any-return]
+
+
+@lru_cache(maxsize=4)
+def _enlargement(height: int, width: int, device: torch.device) -> Enlargement:
+    factor = COMPARED_PX / min(height, width)
+    return Enlargement((height, width), (round(height * factor), round(width * factor))).to(device)
