@@ -1,8 +1,18 @@
-"""`python -m autoencode`, the same as `autoencode`."""
+"""The program `autoencode`, and `python -m autoencode`."""
 
 from __future__ import annotations
 
-from autoencode.cli.main import main
+import sys
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        from autoencode.cli.main import main as run
+    except KeyboardInterrupt:  # loading the commands takes a quarter of a second
+        sys.exit(130)
+    run()
+
 
 if __name__ == "__main__":
     main()

@@ -376,6 +376,32 @@ def test_searching_in_a_folder_of_images_says_how_to_index_it(
     assert_one_line(found, f"No index at {photos}. ", f"index it first: autoencode index {photos}")
 
 
+def test_ctrl_c_is_one_line(
+    autoencode: Command, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("autoencode.index.build_index", stop)
+    stopped = autoencode("index", photos, "--out", tmp_path / "index")
+    assert (stopped.code, stopped.err) == (130, "stopped: no file is left half written.\n")
+
+
+def test_ctrl_c_while_the_commands_are_loaded_ends_without_a_traceback() -> None:
+    code = (
+        "import sys\n"
+        "class Stop:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'typer':\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Stop())\n"
+        "from autoencode.__main__ import main\n"
+        "main()"
+    )
+    stopped = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (stopped.returncode, stopped.stderr) == (130, "")
+
+
 def test_shells_complete_commands(tmp_path: Path) -> None:
     environment = {**os.environ, "_AUTOENCODE_COMPLETE": "complete_bash", "COMP_WORDS": "autoencode tr"}
     code = "import sys; sys.argv[0] = 'autoencode'\nfrom autoencode.cli.main import main\nmain()"

@@ -104,6 +104,13 @@ def test_what_may_be_meant_as_a_model_is_not_restored_by_the_bundled_one(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_named_like_an_image_is_rejected(autoencode: Command, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.png"
+    told = f"--out is a folder, and {out} the name of an image. Give --out {tmp_path / 'out'}."
+    assert_one_line(autoencode("restore", photos, "--out", out), told, code=2)
+    assert not out.exists()
+
+
 @pytest.mark.parametrize("amount", ["nan", "1.5", "-1"])
 def test_an_amount_out_of_range_is_told_the_range(autoencode: Command, photos: Path, amount: str) -> None:
     told = f"The amount is {amount}; it must be from 0 to 1."

@@ -27,7 +27,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from autoencode.cli.options import OF_EVERY_COMMAND
-from autoencode.cli.progress import begin, one_line, say, show_error
+from autoencode.cli.progress import STOPPED, begin, one_line, say, show_error
 from autoencode.data.folders import LinksWarning
 from autoencode.errors import VERSION, AutoencodeError, ConfigError
 from autoencode.training.process import is_first
@@ -100,6 +100,10 @@ class _Program(TyperGroup):
             for theirs, plain in _PLAIN:
                 err.message = re.sub(theirs, plain, err.message)
             raise
+        except KeyboardInterrupt:  # commands that know how far they came say so themselves
+            if is_first():
+                say("stopped: no file is left half written.", err=True)
+            raise typer.Exit(STOPPED) from None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: ANN401
         # The folder or the file alone is the first call that a newcomer tries.
@@ -212,4 +216,4 @@ def main() -> None:
             raise
         _fail(_wrong_usage(err), 2)
     except KeyboardInterrupt:
-        sys.exit(130)  # 128 and the number of the signal, as shells report it
+        sys.exit(STOPPED)

@@ -37,6 +37,8 @@ console = Console(highlight=False, markup=False, emoji=False)
 # For notes beside results, so that a program that reads the results need not distinguish them.
 notes = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
+STOPPED = 130  # exit code after Ctrl-C: 128 and the number of the signal, as shells report it
+
 # Seconds between lines where there is no terminal. The page shows the last line, and asks for more of them.
 LINE_EVERY = float(os.environ.get("AUTOENCODE_LINE_SECONDS") or 30)
 

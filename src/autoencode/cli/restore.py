@@ -11,7 +11,7 @@ import typer
 
 from autoencode.cli import options
 from autoencode.cli.options import MaxPixels, about, add_command
-from autoencode.cli.progress import counted, counting, fail_if_named, say, show_result, show_skipped
+from autoencode.cli.progress import STOPPED, counted, counting, fail_if_named, say, show_result, show_skipped
 from autoencode.errors import ConfigError
 from autoencode.training.config import RuntimeConfig
 
@@ -61,6 +61,7 @@ def restore(
 ) -> None:
     """Remove noise and other damage from images, each at its full size into a file of its kind."""
     from autoencode import restoration as application
+    from autoencode.data.folders import EXTENSIONS
     from autoencode.models.bundled import BUNDLED_PATH, path_of_model
     from autoencode.models.model_file import holds_model
     from autoencode.restoration.results import COMPARISONS_NAME, TABLE_NAME
@@ -72,6 +73,10 @@ def restore(
     model, images = (path_of_model(paths[0]), paths[1:]) if has_model else (BUNDLED_PATH, paths)
     if not images:
         raise ConfigError(f"{paths[0]} is a model. Give the images that it is to restore, too.")
+    if out is not None and not out.exists() and out.suffix.lower() in EXTENSIONS:
+        raise ConfigError(
+            f"--out is a folder, and {out} the name of an image. Give --out {out.with_suffix('')}."
+        )
     options.note_unfinished(model)
     out = options.out_or_default(out, "restore", images, continues=True)
     with _counting() as progress:
@@ -147,7 +152,7 @@ def _counting() -> Iterator[Progress]:
                 f"stopped: {at[0]:,} of {counted(at[1], 'image')} done; run the same command again to go on",
                 err=True,
             )
-            raise
+            raise typer.Exit(STOPPED) from None
 
 
 def _print_results(results: Sequence[Restoration], kept: int) -> None:

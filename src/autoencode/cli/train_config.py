@@ -26,6 +26,7 @@ from autoencode.cli.options import (
     one_or_all,
 )
 from autoencode.cli.progress import (
+    STOPPED,
     counting,
     say,
     show_lines,
@@ -237,11 +238,12 @@ def train_and_show(
             arguments["callbacks"] = [known[name](out) for name in dict.fromkeys(loggers)]
             run = start(source, out, progress=progress, packing_progress=packing_progress, **arguments)
         except KeyboardInterrupt:
-            # Stopped while packing, there is no run yet that could be continued.
-            if is_run(out) and is_first():
+            if not is_run(out):  # stopped while packing
+                raise
+            if is_first():
                 # A launcher ends processes that outlive the others.
                 show_stopped(out, complete=own_ranks().world_size == 1)
-            raise
+            raise typer.Exit(STOPPED) from None
     if is_first():
         if not trained:
             say_finished(run)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from autoencode.cli.progress import counted, one_line, say, show_skipped, warn
+from autoencode.cli.progress import STOPPED, counted, one_line, say, show_skipped, warn
 
 if TYPE_CHECKING:
     from autoencode.outliers.find import Outliers, Verdict
@@ -37,7 +37,7 @@ def stopping() -> Iterator[None]:
         yield
     except KeyboardInterrupt as err:
         say(f"stopped: {err if err.args else 'nothing was written'}.", err=True)
-        raise typer.Exit(130) from None
+        raise typer.Exit(STOPPED) from None
     finally:
         if is_main and signal.getsignal(signal.SIGINT) is stop:  # else the program is about to end
             signal.signal(signal.SIGINT, previous)

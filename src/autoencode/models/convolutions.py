@@ -240,7 +240,7 @@ class Enlargement(nn.Module):
 
     def __init__(self, small: tuple[int, int], size: tuple[int, int]) -> None:
         super().__init__()
-        # On the CPU also where a file's weights are to replace a model on the meta device: it has none of these.
+        # On the CPU, also in a model on the meta device: the file that gives it weights holds none of these.
         rows, columns = (
             F.interpolate(torch.eye(few, device="cpu")[None], many, mode="linear", align_corners=False)[0]
             for few, many in zip(small, size, strict=True)

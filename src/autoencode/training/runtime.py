@@ -69,8 +69,8 @@ class Runtime:
     def repeatable(self) -> Iterator[None]:
         """Context in which a GPU computes the same bits each time, as far as its kernels do.
 
-        cuDNN then takes only kernels that always sum in one order, and chooses them without timing them. Of
-        what the networks use, the gradient of bilinear enlargement alone still does not.
+        cuDNN then takes only kernels that always sum in one order, and chooses them without timing them.
+        Networks avoid operations of PyTorch that sum in any, such as the gradient of `F.interpolate`.
         """
         chosen = torch.backends.cudnn
         before = chosen.deterministic, chosen.benchmark
