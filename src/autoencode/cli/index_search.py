@@ -140,7 +140,11 @@ def search(
     ] = None,
     max_pixels: MaxPixels = None,
 ) -> None:
-    """Find the images of an index that look most like given images."""
+    """Find the images of an index that look most like given images.
+
+    A line for each: its score, a similarity of at most 1 or, for l2, a distance; its percentile, the share of
+    the indexed images whose own nearest image is no nearer; its path.
+    """
     from autoencode.atomic import check_output
     from autoencode.data.preprocessing import WRITABLE
     from autoencode.index import open_index
