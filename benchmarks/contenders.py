@@ -429,7 +429,7 @@ def _best(images: Images, *, plain: bool) -> Run:
     model, train_config = _best_model(images)
     runtime.model_to_device(model)
     if plain:
-        model.decoder.linear.enlarge = torch.nn.Upsample(images.shape[2:], mode="bilinear")
+        model.decoder.linear.enlargement = torch.nn.Upsample(images.shape[2:], mode="bilinear")
         groups = model.parameter_groups()
         optimizer = torch.optim.AdamW(
             groups, train_config.learning_rate, betas=(0.9, 0.99), weight_decay=0.01

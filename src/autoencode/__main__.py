@@ -10,7 +10,7 @@ def main() -> None:
     try:
         from autoencode.cli.main import main as run
     except KeyboardInterrupt:  # loading the commands takes a quarter of a second
-        sys.exit(130)
+        sys.exit(130)  # STOPPED of cli.progress, which is not loaded yet
     run()
 
 

@@ -384,7 +384,10 @@ def test_ctrl_c_is_one_line(
 
     monkeypatch.setattr("autoencode.index.build_index", stop)
     stopped = autoencode("index", photos, "--out", tmp_path / "index")
-    assert (stopped.code, stopped.err) == (130, "stopped: no file is left half written.\n")
+    assert stopped == (130, "", "stopped: every file is whole or absent.\n")
+    assert autoencode("index", photos, "--out", tmp_path / "index", "--quiet") == (130, "", "")
+    as_json = autoencode("index", photos, "--out", tmp_path / "index", "--json")
+    assert (as_json.code, as_json.out) == (130, "")
 
 
 def test_ctrl_c_while_the_commands_are_loaded_ends_without_a_traceback() -> None:

@@ -310,6 +310,16 @@ def test_detail_that_lowers_the_error_is_drawn_whole(plain: Run) -> None:
         assert phase.decoder.detail.tolist() == pytest.approx(expected, abs=2e-3)
 
 
+def test_a_distance_has_a_gradient_also_where_validation_asked_for_that_size_first() -> None:
+    images = torch.rand(2, 3, 40, 56, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        perceptual_distances(images, images)
+    changed = (0.9 * images).requires_grad_()
+    perceptual_distances(changed, images).sum().backward()
+    assert changed.grad is not None
+    assert changed.grad.abs().sum() > 0
+
+
 def test_the_distance_is_equation_1_of_zhang_et_al(tiny_pack: Pack) -> None:
     images = functional.interpolate(validation_images(tiny_pack)[:3], (112, 112), mode="bilinear")
     other = (images + 0.2 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)

@@ -142,8 +142,9 @@ def search(
 ) -> None:
     """Find the images of an index that look most like given images.
 
-    A line for each: its score, a similarity of at most 1 or, for l2, a distance; its percentile, the share of
-    the indexed images whose own nearest image is no nearer; its path.
+    Prints a line for each image it finds: score, percentile and path. The score is a similarity of at most 1
+    or, for l2, a distance. The percentile says how usual it is to be that far: at 1 %, only one in a hundred
+    indexed images is as far from the image nearest to it.
     """
     from autoencode.atomic import check_output
     from autoencode.data.preprocessing import WRITABLE

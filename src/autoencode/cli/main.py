@@ -100,10 +100,6 @@ class _Program(TyperGroup):
             for theirs, plain in _PLAIN:
                 err.message = re.sub(theirs, plain, err.message)
             raise
-        except KeyboardInterrupt:  # commands that know how far they came say so themselves
-            if is_first():
-                say("stopped: no file is left half written.", err=True)
-            raise typer.Exit(STOPPED) from None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: ANN401
         # The folder or the file alone is the first call that a newcomer tries.
@@ -216,4 +212,4 @@ def main() -> None:
             raise
         _fail(_wrong_usage(err), 2)
     except KeyboardInterrupt:
-        sys.exit(STOPPED)
+        sys.exit(STOPPED)  # before a command began, which ends by itself

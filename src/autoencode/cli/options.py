@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperCommand
 
 from autoencode.atomic import cut_name, free_path, reject_url
-from autoencode.cli.progress import output, say
+from autoencode.cli.progress import output, said_when_stopped, say
 from autoencode.configuration import DecoderName, ResizeMode, documentation
 from autoencode.data.corruptions import CORRUPTIONS, example
 from autoencode.errors import AutoencodeError, ConfigError, PackError
@@ -159,7 +159,11 @@ def add_command(
                     reject_url(one)
         if keeps_memory:
             keep_freed_memory()  # here, as it has its full effect only before torch is imported
-        with output(as_json=as_json, quiet=quiet):
+        # Commands that know how far they came say so, and end by themselves.
+        with (
+            output(as_json=as_json, quiet=quiet),
+            said_when_stopped(lambda: "every file is whole or absent."),
+        ):
             command(**given)
 
     # Typer reads the options of a command from its signature.

@@ -19,6 +19,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn
 from rich.progress import Progress as Bars
@@ -26,6 +27,7 @@ from rich.progress import TimeRemainingColumn as TimeLeft
 from rich.text import Text
 
 from autoencode.errors import ImageError
+from autoencode.training.process import is_first
 
 if TYPE_CHECKING:
     from autoencode.data.pack import Progress, StageProgress
@@ -61,6 +63,17 @@ def output(*, as_json: bool, quiet: bool) -> Iterator[None]:
         yield
     finally:
         _as_json, console.stderr, console.quiet, notes.quiet = before
+
+
+@contextmanager
+def said_when_stopped(words: Callable[[], str]) -> Iterator[None]:
+    """End the command where Ctrl-C stops its work, with a line that says what is there and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if is_first():  # of several processes that train one model
+            say(f"stopped: {words()}", err=True)
+        raise typer.Exit(STOPPED) from None
 
 
 def show_result(value: object) -> None:

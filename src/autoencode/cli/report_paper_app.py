@@ -19,7 +19,7 @@ import typer
 from autoencode.atomic import write_bytes
 from autoencode.cli import options
 from autoencode.cli.options import MaxPixels, Resize, Size, add_command
-from autoencode.cli.progress import counting, duration, say, show_result, stages, training
+from autoencode.cli.progress import counting, duration, said_when_stopped, say, show_result, stages, training
 from autoencode.errors import ConfigError, MissingExtraError, OutputError
 
 # Pages of several runs may be open at once: each takes the next port.
@@ -94,7 +94,8 @@ def paper(
     experiments, share = chosen_experiments(only or ()), parse_budget(budget)
     preprocessing = Preprocessing(**options.preprocessing(size, resize_mode, None))
     # A cluster stops a job by SIGTERM: the state is kept, as with Ctrl-C.
-    with stopped_by_sigterm(), writing(out, folder):
+    kept = "experiments that are trained are kept; run the same command again to go on."
+    with said_when_stopped(lambda: kept), stopped_by_sigterm(), writing(out, folder):
         with counting("packing") as progress:
             pack = open_study(
                 folder,

@@ -11,7 +11,15 @@ import typer
 
 from autoencode.cli import options
 from autoencode.cli.options import MaxPixels, about, add_command
-from autoencode.cli.progress import STOPPED, counted, counting, fail_if_named, say, show_result, show_skipped
+from autoencode.cli.progress import (
+    counted,
+    counting,
+    fail_if_named,
+    said_when_stopped,
+    say,
+    show_result,
+    show_skipped,
+)
 from autoencode.errors import ConfigError
 from autoencode.training.config import RuntimeConfig
 
@@ -145,14 +153,10 @@ def _counting() -> Iterator[Progress]:
             at = done, total
             progress(done, total)
 
-        try:
+        with said_when_stopped(
+            lambda: f"{at[0]:,} of {counted(at[1], 'image')} done; run the same command again to go on"
+        ):
             yield show
-        except KeyboardInterrupt:
-            say(
-                f"stopped: {at[0]:,} of {counted(at[1], 'image')} done; run the same command again to go on",
-                err=True,
-            )
-            raise typer.Exit(STOPPED) from None
 
 
 def _print_results(results: Sequence[Restoration], kept: int) -> None:

@@ -227,8 +227,9 @@ class LinearEncoder(nn.Module):
 class Enlargement(nn.Module):
     """(B, C, h, w) -> (B, C, H, W), in fp32: bilinear interpolation, as products with two matrices.
 
-    The same as `F.interpolate` but for rounding. On a CPU its gradient takes a sixth of the time
-    (docs/performance.md), and on a GPU it is the same in every run.
+    The same as `F.interpolate`, to the precision of matrix products in fp32. Forward and backward pass take a
+    sixth of the time together on a CPU (docs/performance.md). On a GPU no sum depends on the order of
+    threads, as that of the gradient of `F.interpolate` does.
 
     Args:
         small: h and w.
@@ -240,18 +241,21 @@ class Enlargement(nn.Module):
 
     def __init__(self, small: tuple[int, int], size: tuple[int, int]) -> None:
         super().__init__()
-        # On the CPU, also in a model on the meta device: the file that gives it weights holds none of these.
-        rows, columns = (
-            F.interpolate(torch.eye(few, device="cpu")[None], many, mode="linear", align_corners=False)[0]
-            for few, many in zip(small, size, strict=True)
-        )
-        self.register_buffer("rows", rows.T.contiguous(), persistent=False)
-        self.register_buffer("columns", columns, persistent=False)
+        (height, width), (full_height, full_width) = small, size
+        self.register_buffer("rows", _interpolation(height, full_height).T.contiguous(), persistent=False)
+        self.register_buffer("columns", _interpolation(width, full_width), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the images enlarged."""
         with torch.autocast(images.device.type, enabled=False):
-            return self.rows @ (images.float() @ self.columns)
+            return self.rows.float() @ (images.float() @ self.columns.float())
+
+
+def _interpolation(side: int, full_side: int) -> Tensor:
+    """Return the matrix (side, full_side) of linear interpolation."""
+    # On the CPU, also for a model on the meta device: the file that gives it weights holds none of these.
+    values = torch.eye(side, dtype=torch.float32, device="cpu")[None]
+    return F.interpolate(values, full_side, mode="linear", align_corners=False)[0]
 
 
 class LinearDecoder(nn.Module):
@@ -262,11 +266,11 @@ class LinearDecoder(nn.Module):
         pooling = pooling_of(height, width)
         self.small = (CHANNELS, height // pooling, width // pooling)
         self.matrix = nn.Linear(code_size, self.small[0] * self.small[1] * self.small[2])
-        self.enlarge = Enlargement(self.small[1:], (height, width))
+        self.enlargement = Enlargement(self.small[1:], (height, width))
 
     def forward(self, codes: Tensor) -> Tensor:
         """Map codes to images, in fp32."""
-        return self.enlarge(self.matrix(codes).unflatten(1, self.small))  # type: ignore[no-any-return]
+        return self.enlargement(self.matrix(codes).unflatten(1, self.small))  # type: ignore[no-any-return]
 
 
 class ResidualBlock(nn.Module):

@@ -155,7 +155,7 @@ def start_at_pca(model: Autoencoder, images: Iterable[Tensor]) -> None:
     def averaged() -> Iterable[Tensor]:
         for batch in images:
             small = F.avg_pool2d(batch, encoder.pooling)
-            detail.append((batch - decoder.linear.enlarge(small)).square().mean(dim=(1, 2, 3)))
+            detail.append((batch - decoder.linear.enlargement(small)).square().mean(dim=(1, 2, 3)))
             yield small.flatten(1)
 
     pca = principal_components(averaged(), model.config.code_size)

@@ -295,4 +295,6 @@ def _enlarged(images: Tensor) -> Tensor:
 @lru_cache(maxsize=4)
 def _enlargement(height: int, width: int, device: torch.device) -> Enlargement:
     factor = COMPARED_PX / min(height, width)
-    return Enlargement((height, width), (round(height * factor), round(width * factor))).to(device)
+    size = round(height * factor), round(width * factor)
+    with torch.inference_mode(mode=False):  # kept: validation may ask first, and training next
+        return Enlargement((height, width), size).to(device)

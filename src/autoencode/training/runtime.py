@@ -70,7 +70,8 @@ class Runtime:
         """Context in which a GPU computes the same bits each time, as far as its kernels do.
 
         cuDNN then takes only kernels that always sum in one order, and chooses them without timing them.
-        Networks avoid operations of PyTorch that sum in any, such as the gradient of `F.interpolate`.
+        Networks avoid operations of PyTorch whose order of summation varies, such as the gradient of
+        bilinear `F.interpolate`.
         """
         chosen = torch.backends.cudnn
         before = chosen.deterministic, chosen.benchmark
