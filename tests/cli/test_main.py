@@ -382,12 +382,22 @@ def test_ctrl_c_is_one_line(
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("autoencode.index.build_index", stop)
     stopped = autoencode("index", photos, "--out", tmp_path / "index")
     assert stopped == (130, "", "stopped: every file is whole or absent.\n")
     assert autoencode("index", photos, "--out", tmp_path / "index", "--quiet") == (130, "", "")
     as_json = autoencode("index", photos, "--out", tmp_path / "index", "--json")
     assert (as_json.code, as_json.out) == (130, "")
+
+
+def test_an_index_that_was_not_finished_is_said_to_be_that(
+    autoencode: Command, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "indexes" / photos.name / "pack").mkdir(parents=True)
+    found = autoencode("search", photos, photos / "coast" / "000.png")
+    assert_one_line(found, f"The index of {photos} was not finished. ", f": autoencode index {photos}")
 
 
 def test_ctrl_c_while_the_commands_are_loaded_ends_without_a_traceback() -> None:

@@ -143,5 +143,5 @@ def test_results_of_two_calls_are_kept_but_for_a_command_that_continues(
     assert options.out_or_default(None, "generate", model.parent) == Path("results/generate-photos-2")
     assert options.out_or_default(None, "generate", model, continues=True) == first
     assert options.out_or_default(None, "morph", model, ".gif") == Path("results/morph-photos.gif")
-    assert options.out_or_default(None, "restore", [tmp_path / "a.jpg"]) == Path("results/restore-a.jpg")
+    assert options.out_or_default(None, "restore", [tmp_path / "a.jpg"]) == Path("results/restore-a")
     assert options.out_or_default(Path("new"), "generate", model) == Path("new")

@@ -187,7 +187,7 @@ def test_a_folder_of_normal_images_judges_others_without_training(
     assert len(table.read_text().splitlines()) == 49
     assert len(list((tmp_path / "maps").glob("*.png"))) == 96
     assert said.count("\nOUTLIER") == 10
-    assert "and 38 more outliers" in said
+    assert "\nand 38 more images, 38 of them outliers\n" in said
     again = outliers(kept, photos, "--fail-on-outlier")
     assert again[0] == 1
     assert "outliers: 48 of 48 images" in again[1]

@@ -106,7 +106,7 @@ def test_what_may_be_meant_as_a_model_is_not_restored_by_the_bundled_one(
 
 def test_a_folder_named_like_an_image_is_rejected(autoencode: Command, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.png"
-    told = f"--out is a folder, and {out} the name of an image. Give --out {tmp_path / 'out'}."
+    told = f"--out is a folder, and {out} the name of an image. Give --out {tmp_path / 'out'}\n"
     assert_one_line(autoencode("restore", photos, "--out", out), told, code=2)
     assert not out.exists()
 

@@ -452,7 +452,7 @@ def test_a_file_of_the_name_of_the_run_is_left_alone(tiny_pack: Pack, tmp_path: 
 
 def test_a_run_is_not_started_twice(plain: Run, tiny_pack: Pack) -> None:
     before = digest(plain)
-    with pytest.raises(RunError, match=r"holds a run already\. Add --resume"):
+    with pytest.raises(RunError, match=r"holds a run already\. Add --resume \(in Python resume=True\)"):
         train(tiny_pack.path, plain.folder)
     assert digest(plain) == before
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,7 +25,7 @@ from autoencode.cli.progress import (
     show_skipped,
 )
 from autoencode.configuration import Distance, Split, Store
-from autoencode.errors import ConfigError
+from autoencode.errors import ConfigError, ImageIndexError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -198,11 +199,20 @@ def _remove(folder: Source, out: str) -> None:
 
 
 def _index_of(given: str) -> str:
-    """Return an index as it was given or, for a folder of images, the one that `index` made of it."""
+    """Return an index as it was given or, for a folder of images, the one that `index` made of it.
+
+    Raises:
+        ImageIndexError: that was stopped before it was whole.
+    """
     from autoencode.index import store_at
 
     made = _default_index(given)
-    return str(made) if Path(given).is_dir() and made.is_dir() and store_at(Path(given)) is None else given
+    if not (Path(given).is_dir() and made.is_dir() and store_at(Path(given)) is None):
+        return given
+    if store_at(made) is None:
+        again = f"autoencode index {shlex.quote(given)}"
+        raise ImageIndexError(f"The index of {given} was not finished. Give its command again: {again}")
+    return str(made)
 
 
 def _default_index(source: str) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -293,6 +294,8 @@ def out_or_default(
         continues: whether the command goes on with what an earlier call wrote. Otherwise the place gets a
             number if there are results already: of two calls both are kept.
     """
+    if not ending:
+        reject_image_name(out)
     if out is not None:
         return out
     from autoencode.data.sources import name_of
@@ -300,11 +303,30 @@ def out_or_default(
 
     source = source if isinstance(source, str | Path) else source[0]
     name = name_of(source.parent if isinstance(source, Path) and source.name == MODEL_NAME else source)
+    if not ending and _is_named_like_an_image(Path(name)):
+        name = Path(name).stem
     path = RESULTS / f"{command}-{cut_name(name)}"
     path = path.with_name(f"{path.name}{ending}") if continues else free_path(path, ending)
     if ending:
         path.parent.mkdir(exist_ok=True)
     return path
+
+
+def reject_image_name(out: Path | None) -> None:
+    """Reject a folder for results that would be made with the name of an image.
+
+    Raises:
+        ConfigError: there is no such folder, and it is named like an image.
+    """
+    if out is not None and not out.exists() and _is_named_like_an_image(out):
+        folder = shlex.quote(str(out.with_suffix("")))
+        raise ConfigError(f"--out is a folder, and {out} the name of an image. Give --out {folder}")
+
+
+def _is_named_like_an_image(path: Path) -> bool:
+    from autoencode.data.folders import EXTENSIONS
+
+    return path.suffix.lower() in EXTENSIONS
 
 
 def limits(max_pixels: int | None) -> Limits:

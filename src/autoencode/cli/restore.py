@@ -68,8 +68,8 @@ def restore(
     ] = "auto",
 ) -> None:
     """Remove noise and other damage from images, each at its full size into a file of its kind."""
+    options.reject_image_name(out)  # here, before what takes seconds to load
     from autoencode import restoration as application
-    from autoencode.data.folders import EXTENSIONS
     from autoencode.models.bundled import BUNDLED_PATH, path_of_model
     from autoencode.models.model_file import holds_model
     from autoencode.restoration.results import COMPARISONS_NAME, TABLE_NAME
@@ -81,10 +81,6 @@ def restore(
     model, images = (path_of_model(paths[0]), paths[1:]) if has_model else (BUNDLED_PATH, paths)
     if not images:
         raise ConfigError(f"{paths[0]} is a model. Give the images that it is to restore, too.")
-    if out is not None and not out.exists() and out.suffix.lower() in EXTENSIONS:
-        raise ConfigError(
-            f"--out is a folder, and {out} the name of an image. Give --out {out.with_suffix('')}."
-        )
     options.note_unfinished(model)
     out = options.out_or_default(out, "restore", images, continues=True)
     with _counting() as progress:
@@ -108,7 +104,7 @@ def restore(
             "by the bundled restorer, which is for noise. For your kind of images, or other damage: "
             "autoencode train IMAGES --preset restore"
         )
-    say(f"images: {out}")
+    say(f"images: {out / made.results[0].file if len(made.results) == 1 else out}")
     if compare:
         say(f"before and after: {out / COMPARISONS_NAME}")
     show_result(made)

@@ -63,8 +63,9 @@ def show_verdicts(found: Outliers, by: str, calibrated_on: str) -> None:
     for one in found.images[:SHOWN]:
         say(one_line(marked(one)))
     flagged = len(found.flagged)
-    if flagged > SHOWN:
-        say(f"and {counted(flagged - SHOWN, 'more outlier')}")
+    if len(found.images) > SHOWN:
+        also = f", {flagged - SHOWN:,} of them outliers" if flagged > SHOWN else ""
+        say(f"and {counted(len(found.images) - SHOWN, 'more image')}{also}")
     say(f"outliers: {flagged} of {counted(len(found.images), 'image')}, by {by}")
     if found.unread:
         say(f"unread:   {counted(len(found.unread), 'image')} could not be judged")

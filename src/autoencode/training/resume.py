@@ -69,7 +69,10 @@ def check_out(out: Path, resume: bool) -> None:
     if is_run(out):
         if not holds_state(out):  # it diverged or was stopped early: there is nothing to lose
             return
-        raise RunError(f"{out} holds a run already. Add --resume to continue it, or choose another --out.")
+        raise RunError(
+            f"{out} holds a run already. Add --resume (in Python resume=True) to continue it, or choose "
+            "another --out."
+        )
     if names_in(out):
         raise RunError(f"{out} is not empty and not a run of ours. Choose another --out.")
 
