@@ -198,7 +198,7 @@ def _network(model: ImageModel) -> str:
         holds.append("a prior to generate from")
     if isinstance(model, Autoencoder) and (kept := model.reference):
         size = sum(tensor.nbytes for tensor in kept.tensors.values()) / 1e6
-        holds.append(f"the normal images to judge others by ({size:.1f} MB)")
+        holds.append(f"{size:.1f} MB of normal images to judge others by")
     weights = sum(weight.numel() for weight in model.parameters())
     with_these = f", with {' and '.join(holds)}" if holds else ""
     return f"{kind}: {NETWORKS[config.network].summary}{code}, {weights:,} weights{with_these}"
