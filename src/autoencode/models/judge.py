@@ -72,7 +72,8 @@ class OpenNsfw:
         folders = [] if found is None else list(found.submodule_search_locations or ())
         path = Path(folders[0] if folders else "") / _FILE
         if not path.is_file():
-            raise MissingExtraError("eval", f"KID ({self.name})", f"{_INSTALL}; {install_command('eval')}")
+            purpose = f"KID ({self.name}), by a network that had no part in the training"
+            raise MissingExtraError("eval", purpose, f"{_INSTALL}; {install_command('eval')}")
         try:
             import onnx
             import onnxruntime
