@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -145,13 +146,23 @@ def test_ctrl_c_keeps_the_state_and_says_how_to_go_on(
     assert judged.code == 0, judged
 
 
-def test_a_model_without_a_prior_generates_where_its_pack_is(
-    autoencode: Command, tiny_pack: Pack, trained: Run, tmp_path: Path
+def test_a_model_without_a_prior_gets_one_where_its_pack_is(
+    autoencode: Command, tiny_pack: Pack, trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = shutil.copytree(trained.folder, tmp_path / "run")
     made = autoencode("generate", run, "--out", tmp_path / "new", "-n", 2)
     assert made.code == 0, made
-    assert f"note:   the model had no prior; it was fitted to the images of {tiny_pack.path}" in made.out
+    note = f"note:   the model had no prior; it was fitted to the images of {tiny_pack.path}"
+    assert note in made.out
+    measured: list[Any] = []
+
+    def measure(model: Any, *_: object, **__: object) -> None:  # noqa: ANN401
+        measured.append(model.prior)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("autoencode.evaluation.evaluate", measure)
+    assert note in autoencode("evaluate", run).out
+    assert measured[0] is not None
     alone = shutil.copy(run / "model.safetensors", tmp_path)
     assert_one_line(autoencode("generate", alone, "--out", tmp_path / "no"), "no mixture to generate", code=2)
 

@@ -91,6 +91,8 @@ def evaluate(
     from autoencode.data.pack import open_pack, pack_to_measure
 
     loaded = options.loaded_model(model)
+    if loaded.prior is None:
+        options.fit_missing_prior(loaded, model)
     with tempfile.TemporaryDirectory(prefix="autoencode-") as folder, stages() as progress:
         if pack is None:
             packed = options.pack_of(model, "evaluate MODEL PACK, or images to measure it on")

@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperCommand
 
 from autoencode.atomic import cut_name, free_path, reject_url
-from autoencode.cli.progress import output, said_when_stopped, say
+from autoencode.cli.progress import counting, output, said_when_stopped, say
 from autoencode.configuration import DecoderName, ResizeMode, documentation
 from autoencode.data.corruptions import CORRUPTIONS, example
 from autoencode.errors import AutoencodeError, ConfigError, PackError
@@ -339,6 +339,20 @@ def limits(max_pixels: int | None) -> Limits:
     # One option, not two: the files of larger images are larger, and were skipped for their bytes instead.
     scale = max(1, max_pixels / usual.max_pixels)
     return Limits(max_pixels, round(usual.max_bytes * scale))
+
+
+def fit_missing_prior(model: Autoencoder, path: Path) -> None:
+    """Fit the mixture of a model whose training ended before it was fitted, if its images are at hand.
+
+    Without them the command says how a model gets one.
+    """
+    from autoencode.generation import fit_prior
+
+    with suppress(AutoencodeError):
+        packed = pack_of(path, "generate MODEL")
+        with counting("fitting the prior") as progress:
+            fit_prior(model, packed, progress=progress)
+        say(f"note:   the model had no prior; it was fitted to the images of {packed.location}")
 
 
 def pack_of(model: Path, named: str) -> Pack:

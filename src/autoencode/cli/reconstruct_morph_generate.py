@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,10 +20,9 @@ from autoencode.cli.progress import (
     warn,
 )
 from autoencode.configuration import Interpolation, PriorName
-from autoencode.errors import AutoencodeError
 
 if TYPE_CHECKING:
-    from autoencode.models.autoencoder import Autoencoder
+    pass
 
 
 def reconstruct(
@@ -152,7 +150,7 @@ def generate(
         check_output(walk, WRITABLE)  # before the images are made, not after
     loaded, out = options.loaded_model(model), options.out_or_default(out, "generate", model)
     if loaded.prior is None and prior != "normal":
-        _fit_prior(loaded, model)
+        options.fit_missing_prior(loaded, model)
     made = application.generate(loaded, count, out, prior=prior, temperature=temperature, seed=seed)
     say(f"images: {out / application.IMAGES_NAME}, from the {made.prior} prior")
     say(f"grid:   {out / application.GRID_NAME}")
@@ -164,17 +162,6 @@ def generate(
         say(f"walk:   {walk}")
     found = {"folder": out, "images": count, "prior": made.prior, "seed": seed, "walk": walk}
     show_result(found | {"note": made.note})
-
-
-def _fit_prior(model: Autoencoder, path: Path) -> None:
-    """Fit the mixture of a model whose training ended before it was fitted, if its images are at hand."""
-    from autoencode.generation import fit_prior
-
-    with suppress(AutoencodeError):  # without them, the error says how a model gets one
-        packed = options.pack_of(path, "generate MODEL")
-        with counting("fitting the prior") as progress:
-            fit_prior(model, packed, progress=progress)
-        say(f"note:   the model had no prior; it was fitted to the images of {packed.location}")
 
 
 def add_to(program: typer.Typer) -> None:
