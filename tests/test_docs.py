@@ -45,6 +45,7 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(fine_tuning, "EPOCHS", 1)
     monkeypatch.setattr(presets, "LEAST_STEPS", 2)
     monkeypatch.setattr(presets, "ENOUGH_STEPS", 2)
+    monkeypatch.setattr(presets, "_LEAST_RESTORER_STEPS", 2)
     write_photos(tmp_path)
     return tmp_path
 
