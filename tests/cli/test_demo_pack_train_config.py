@@ -152,8 +152,8 @@ def test_a_model_without_a_prior_gets_one_where_its_pack_is(
     run = shutil.copytree(trained.folder, tmp_path / "run")
     made = autoencode("generate", run, "--out", tmp_path / "new", "-n", 2)
     assert made.code == 0, made
-    note = f"note:   the model had no prior; it was fitted to the images of {tiny_pack.path}"
-    assert note in made.out
+    note = f"note: the model had no prior; it was fitted to the images of {tiny_pack.path}"
+    assert note in made.err
     measured: list[Any] = []
 
     def measure(model: Any, *_: object, **__: object) -> None:  # noqa: ANN401
@@ -161,7 +161,7 @@ def test_a_model_without_a_prior_gets_one_where_its_pack_is(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("autoencode.evaluation.evaluate", measure)
-    assert note in autoencode("evaluate", run).out
+    assert note in autoencode("evaluate", run).err
     assert measured[0] is not None
     alone = shutil.copy(run / "model.safetensors", tmp_path)
     assert_one_line(autoencode("generate", alone, "--out", tmp_path / "no"), "no mixture to generate", code=2)

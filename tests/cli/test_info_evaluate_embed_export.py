@@ -48,7 +48,7 @@ def test_evaluate_prints_a_table_and_writes_what_it_shows(
     assert result.exit_code == 0, result.output
     written = json.loads((tmp_path / "evaluation.json").read_text())
     assert written["pack"] == tiny_pack.fingerprint
-    lines = result.output.splitlines()
+    lines = result.stdout.splitlines()
     assert lines[0].split("  ")[0] == f"{written['images']} test images"
     for row in ("PSNR dB", "SSIM", "MSE", "MAE", "sharpness ratio", "bits per dimension", "active units"):
         assert any(line.startswith(row) for line in lines), row
@@ -58,7 +58,7 @@ def test_evaluate_prints_a_table_and_writes_what_it_shows(
         assert heading in result.output
     assert "samples from N(0, I)" in result.output
     named = autoencode("evaluate", trained_vae.model_path, tiny_pack.path)
-    assert named.output.splitlines()[:6] == lines[:6]
+    assert named.stdout.splitlines()[:6] == lines[:6]
 
 
 def test_a_model_without_its_run_needs_its_pack_named(trained: Run, tmp_path: Path) -> None:

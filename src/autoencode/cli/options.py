@@ -352,7 +352,7 @@ def fit_missing_prior(model: Autoencoder, path: Path) -> None:
         packed = pack_of(path, "generate MODEL")
         with counting("fitting the prior") as progress:
             fit_prior(model, packed, progress=progress)
-        say(f"note:   the model had no prior; it was fitted to the images of {packed.location}")
+        say(f"note: the model had no prior; it was fitted to the images of {packed.location}", err=True)
 
 
 def pack_of(model: Path, named: str) -> Pack:
