@@ -385,7 +385,7 @@ def test_ctrl_c_is_one_line(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("autoencode.index.build_index", stop)
     stopped = autoencode("index", photos, "--out", tmp_path / "index")
-    assert stopped == (130, "", "stopped: every file is whole or absent.\n")
+    assert stopped == (130, "", "stopped: files are whole or absent.\n")
     assert autoencode("index", photos, "--out", tmp_path / "index", "--quiet") == (130, "", "")
     as_json = autoencode("index", photos, "--out", tmp_path / "index", "--json")
     assert (as_json.code, as_json.out) == (130, "")

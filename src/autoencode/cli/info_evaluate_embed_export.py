@@ -22,6 +22,7 @@ from autoencode.cli.progress import (
     show_skipped,
     stages,
 )
+from autoencode.cli.results import fit_missing_prior
 from autoencode.errors import ConfigError
 from autoencode.storage import is_url
 
@@ -92,7 +93,7 @@ def evaluate(
 
     loaded = options.loaded_model(model)
     if loaded.prior is None:
-        options.fit_missing_prior(loaded, model)
+        fit_missing_prior(loaded, model)
     with tempfile.TemporaryDirectory(prefix="autoencode-") as folder, stages() as progress:
         if pack is None:
             packed = options.pack_of(model, "evaluate MODEL PACK, or images to measure it on")

@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperCommand
 
 from autoencode.atomic import cut_name, free_path, reject_url
-from autoencode.cli.progress import counting, output, said_when_stopped, say
+from autoencode.cli.progress import output, said_when_stopped, say
 from autoencode.configuration import DecoderName, ResizeMode, documentation
 from autoencode.data.corruptions import CORRUPTIONS, example
 from autoencode.errors import AutoencodeError, ConfigError, PackError
@@ -161,10 +161,7 @@ def add_command(
         if keeps_memory:
             keep_freed_memory()  # here, as it has its full effect only before torch is imported
         # Commands that know how far they came say so, and end by themselves.
-        with (
-            output(as_json=as_json, quiet=quiet),
-            said_when_stopped(lambda: "every file is whole or absent."),
-        ):
+        with output(as_json=as_json, quiet=quiet), said_when_stopped(lambda: "files are whole or absent."):
             command(**given)
 
     # Typer reads the options of a command from its signature.
@@ -298,12 +295,13 @@ def out_or_default(
         reject_image_name(out)
     if out is not None:
         return out
+    from autoencode.data.folders import EXTENSIONS
     from autoencode.data.sources import name_of
     from autoencode.models.model_file import MODEL_NAME
 
     source = source if isinstance(source, str | Path) else source[0]
     name = name_of(source.parent if isinstance(source, Path) and source.name == MODEL_NAME else source)
-    if not ending and _is_named_like_an_image(Path(name)):
+    if not ending and Path(name).suffix.lower() in EXTENSIONS:
         name = Path(name).stem
     path = RESULTS / f"{command}-{cut_name(name)}"
     path = path.with_name(f"{path.name}{ending}") if continues else free_path(path, ending)
@@ -313,20 +311,12 @@ def out_or_default(
 
 
 def reject_image_name(out: Path | None) -> None:
-    """Reject a folder for results that would be made with the name of an image.
-
-    Raises:
-        ConfigError: there is no such folder, and it is named like an image.
-    """
-    if out is not None and not out.exists() and _is_named_like_an_image(out):
-        folder = shlex.quote(str(out.with_suffix("")))
-        raise ConfigError(f"--out is a folder, and {out} the name of an image. Give --out {folder}")
-
-
-def _is_named_like_an_image(path: Path) -> bool:
+    """Raise ConfigError for a folder of results that would be made with the name of an image."""
     from autoencode.data.folders import EXTENSIONS
 
-    return path.suffix.lower() in EXTENSIONS
+    if out is not None and out.suffix.lower() in EXTENSIONS and not out.exists():
+        folder = shlex.quote(str(out.with_suffix("")))
+        raise ConfigError(f"--out is a folder, and {out} the name of an image. Give --out {folder}")
 
 
 def limits(max_pixels: int | None) -> Limits:
@@ -339,20 +329,6 @@ def limits(max_pixels: int | None) -> Limits:
     # One option, not two: the files of larger images are larger, and were skipped for their bytes instead.
     scale = max(1, max_pixels / usual.max_pixels)
     return Limits(max_pixels, round(usual.max_bytes * scale))
-
-
-def fit_missing_prior(model: Autoencoder, path: Path) -> None:
-    """Fit the mixture of a model whose training ended before it was fitted, if its images are at hand.
-
-    Without them the command says how a model gets one.
-    """
-    from autoencode.generation import fit_prior
-
-    with suppress(AutoencodeError):
-        packed = pack_of(path, "generate MODEL")
-        with counting("fitting the prior") as progress:
-            fit_prior(model, packed, progress=progress)
-        say(f"note: the model had no prior; it was fitted to the images of {packed.location}", err=True)
 
 
 def pack_of(model: Path, named: str) -> Pack:

@@ -19,6 +19,7 @@ from autoencode.cli.progress import (
     show_skipped,
     warn,
 )
+from autoencode.cli.results import fit_missing_prior
 from autoencode.configuration import Interpolation, PriorName
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ def generate(
         check_output(walk, WRITABLE)  # before the images are made, not after
     loaded, out = options.loaded_model(model), options.out_or_default(out, "generate", model)
     if loaded.prior is None and prior != "normal":
-        options.fit_missing_prior(loaded, model)
+        fit_missing_prior(loaded, model)
     made = application.generate(loaded, count, out, prior=prior, temperature=temperature, seed=seed)
     say(f"images: {out / application.IMAGES_NAME}, from the {made.prior} prior")
     say(f"grid:   {out / application.GRID_NAME}")

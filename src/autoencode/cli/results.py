@@ -1,11 +1,13 @@
-"""Print the images of a run before it begins, and write and print its results at the end."""
+"""Print the images of a run before it begins, and write, complete and print its results at the end."""
 
 from __future__ import annotations
 
 import shlex
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from autoencode.cli.options import pack_of
 from autoencode.cli.progress import SHOWN, counted, counting, one_line, say, stages, warn
 from autoencode.errors import AutoencodeError, ConfigError
 
@@ -22,6 +24,20 @@ if TYPE_CHECKING:
 
 # Fewer show a model too little to be ahead of PCA on new ones; and the least gain that anybody sees.
 FEW_IMAGES, NOTICEABLE = 300, 0.03
+
+
+def fit_missing_prior(model: Autoencoder, path: Path) -> None:
+    """Fit the mixture of a model whose training ended before it was fitted, if its images are at hand.
+
+    Without them the command says how a model gets one.
+    """
+    from autoencode.generation import fit_prior
+
+    with suppress(AutoencodeError):
+        packed = pack_of(path, "generate MODEL")
+        with counting("fitting the prior") as progress:
+            fit_prior(model, packed, progress=progress)
+        say(f"note: the model had no prior; it was fitted to the images of {packed.location}", err=True)
 
 
 def print_pack(packed: Pack) -> None:
