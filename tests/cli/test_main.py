@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any, get_args
 
@@ -401,6 +402,8 @@ def test_an_index_that_was_not_finished_is_said_to_be_that(
 
 
 def test_ctrl_c_while_the_commands_are_loaded_ends_without_a_traceback() -> None:
+    scripts = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["scripts"]
+    module, function = scripts["autoencode"].split(":")
     code = (
         "import sys\n"
         "class Stop:\n"
@@ -408,8 +411,8 @@ def test_ctrl_c_while_the_commands_are_loaded_ends_without_a_traceback() -> None
         "        if name == 'typer':\n"
         "            raise KeyboardInterrupt\n"
         "sys.meta_path.insert(0, Stop())\n"
-        "from autoencode.__main__ import main\n"
-        "main()"
+        f"from {module} import {function}\n"
+        f"{function}()"
     )
     stopped = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (stopped.returncode, stopped.stderr) == (130, "")

@@ -92,8 +92,6 @@ def evaluate(
     from autoencode.data.pack import open_pack, pack_to_measure
 
     loaded = options.loaded_model(model)
-    if loaded.prior is None:
-        fit_missing_prior(loaded, model)
     with tempfile.TemporaryDirectory(prefix="autoencode-") as folder, stages() as progress:
         if pack is None:
             packed = options.pack_of(model, "evaluate MODEL PACK, or images to measure it on")
@@ -103,6 +101,8 @@ def evaluate(
             packed = pack_to_measure(pack, loaded.preprocessing, Path(folder) / "pack")
         if out is not None:  # before the work, which may take minutes
             check_output(out, (".json",), options.settings_files(model, packed))
+        if loaded.prior is None:
+            fit_missing_prior(loaded, model)
         limits = options.limits(max_pixels)
         found = application.evaluate(loaded, packed, ood=ood, limits=limits, progress=progress)
     # Printed before they are written: on a full disk the numbers are not lost.

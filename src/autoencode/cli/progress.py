@@ -67,12 +67,15 @@ def output(*, as_json: bool, quiet: bool) -> Iterator[None]:
 
 @contextmanager
 def said_when_stopped(words: Callable[[], str]) -> Iterator[None]:
-    """End the command where Ctrl-C stops its work, with a line that says what is there and how to go on."""
+    """End the command where Ctrl-C stops its work, with a line that says what is there and how to go on.
+
+    These are the words of the exception, if it has any, which knows best.
+    """
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as err:
         if is_first():  # of several processes that train one model
-            say(f"stopped: {words()}", err=True)
+            say(f"stopped: {f'{err}.' if err.args else words()}", err=True)
         raise typer.Exit(STOPPED) from None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -21,9 +21,6 @@ from autoencode.cli.progress import (
 )
 from autoencode.cli.results import fit_missing_prior
 from autoencode.configuration import Interpolation, PriorName
-
-if TYPE_CHECKING:
-    pass
 
 
 def reconstruct(

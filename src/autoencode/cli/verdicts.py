@@ -8,9 +8,7 @@ import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import typer
-
-from autoencode.cli.progress import STOPPED, counted, one_line, say, show_skipped, warn
+from autoencode.cli.progress import counted, one_line, said_when_stopped, say, show_skipped, warn
 
 if TYPE_CHECKING:
     from autoencode.outliers.find import Outliers, Verdict
@@ -34,10 +32,8 @@ def stopping() -> Iterator[None]:
 
     previous = signal.signal(signal.SIGINT, stop) if is_main else None
     try:
-        yield
-    except KeyboardInterrupt as err:
-        say(f"stopped: {err if err.args else 'nothing was written'}.", err=True)
-        raise typer.Exit(STOPPED) from None
+        with said_when_stopped(lambda: "nothing was written."):
+            yield
     finally:
         if is_main and signal.getsignal(signal.SIGINT) is stop:  # else the program is about to end
             signal.signal(signal.SIGINT, previous)
