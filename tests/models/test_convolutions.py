@@ -248,10 +248,16 @@ def test_features_of_the_encoder_cover_the_deepest_grid() -> None:
     assert encoder(torch.rand(2, 3, 32, 48)).shape == (2, 8 * 2 * 3)
 
 
-def test_the_coarse_part_of_detail_is_what_a_gaussian_of_scipy_keeps_of_it() -> None:
+@pytest.mark.parametrize(
+    ("size", "deviation", "radius"), [((16, 24), 1.2, 4), ((64, 200), 1.2, 4), ((130, 128), 2.4, 8)]
+)
+def test_the_coarse_part_of_detail_is_what_a_gaussian_of_scipy_keeps_of_it(
+    size: tuple[int, int], deviation: float, radius: int
+) -> None:
     generator = torch.Generator().manual_seed(0)
-    faithful, sharp = (torch.rand(2, 3, 16, 24, generator=generator) for _ in range(2))
+    faithful, sharp = (torch.rand(2, 3, *size, generator=generator) for _ in range(2))
     fine, coarse = parts_of_detail(faithful, sharp)
-    expected = gaussian_filter((sharp - faithful).numpy(), (0, 0, 1.2, 1.2), mode="nearest", radius=4)
+    deviations = (0, 0, deviation, deviation)
+    expected = gaussian_filter((sharp - faithful).numpy(), deviations, mode="nearest", radius=radius)
     np.testing.assert_allclose(coarse, expected, atol=1e-5)
     torch.testing.assert_close(fine + coarse, sharp - faithful)

@@ -31,7 +31,7 @@ from autoencode.models import efficientnet
 from autoencode.models.backbones import BACKBONE
 from autoencode.models.convolutions import ResidualDecoder
 from autoencode.pixels import to_float
-from autoencode.training import critic, loop
+from autoencode.training import critic, loop, perceptual
 from autoencode.training.config import TrainConfig
 from autoencode.training.distributed import Processes
 from autoencode.training.objective import Views
@@ -122,13 +122,13 @@ def test_gradients_reach_the_second_decoder_alone(tiny_pack: Pack, tmp_path: Pat
 def test_a_step_follows_the_sum_of_its_terms(
     plain: Run, tiny_pack: Pack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(critic, "_changed", lambda images, *_: images.clone())
+    monkeypatch.setattr(critic, "_changed", lambda images, *_: [images.clone()])
     # In fp32: rounding to bf16 would hide an error of some hundredths.
     monkeypatch.setattr(BACKBONE, "fast", lambda _: BACKBONE.network)
     model, images = load_model(plain.model_path), validation_images(tiny_pack)[:4]
     phase = begin(model, 3, 4, choose_runtime("cpu", "fp32"))
     phase.scale = 0.7
-    judge = copy.deepcopy(phase.critic.network)
+    [judge] = copy.deepcopy(phase.critic.network)
     for optimizer in (phase.optimizer, phase.critic.optimizer):
         monkeypatch.setattr(optimizer, "step", lambda: None)
     local, views = LocalBatch(0, 4, 4, 4), Views(images, images, None)
@@ -151,6 +151,26 @@ def test_a_step_follows_the_sum_of_its_terms(
     assert measured[:3].tolist() == pytest.approx(
         [4 * rest.item(), 4 * error.item(), 4 * distance.item()], rel=1e-2
     )
+
+
+def test_each_step_compares_large_images_at_another_scale(
+    plain: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[torch.Tensor] = []
+
+    def distances(ours: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        compared.append(ours)
+        return ours.new_zeros(len(ours))
+
+    monkeypatch.setattr(perceptual, "perceptual_distances", distances)
+    phase = begin(load_model(plain.model_path), 3, 4, choose_runtime("cpu", "fp32"))
+    images, local = torch.rand(2, 3, 256, 300), LocalBatch(0, 2, 2, 2)
+    for step in range(6):
+        phase._terms(images, images, local, step)
+    assert all(one.shape == (2, 3, 112, 112) for one in compared)
+    smallest = functional.interpolate(functional.avg_pool2d(images, 4), (112, 131), mode="bilinear")
+    wanted = [one.std().item() for one in (images, functional.avg_pool2d(images, 2), smallest)]
+    assert [one.std().item() for one in compared] == pytest.approx(2 * wanted, rel=0.05)
 
 
 def test_a_batch_is_learnt_in_steps_of_at_most_so_many_images(sharp: Run) -> None:

@@ -26,9 +26,10 @@ from torch import Tensor, nn
 
 CHANNELS = 3
 
-# Detail of a sharp decoder counts as coarse where a Gaussian of this deviation keeps it. At equal error a
-# smaller one gives images more fine detail and a worse KID (docs/log.md).
-_COARSE_PX, _RADIUS = 1.2, 4
+# Detail of a sharp decoder counts as coarse where a Gaussian of this deviation keeps it, for images of this
+# side or less: as much of a larger image is lost at a scale as much larger. At equal error a smaller one
+# gives images more fine detail and a worse KID (docs/log.md).
+_COARSE_PX, _COARSE_SIDE = 1.2, 64
 
 
 _FEW_CHANNELS = 16  # fewer than a register holds values in bf16
@@ -93,9 +94,11 @@ def parts_of_detail(faithful: Tensor, sharp: Tensor) -> tuple[Tensor, Tensor]:
         sharp: those of the second.
     """
     added = sharp - faithful
-    weights = [math.exp(-0.5 * (px / _COARSE_PX) ** 2) for px in range(-_RADIUS, _RADIUS + 1)]
+    deviation = _COARSE_PX * max(1.0, min(added.shape[2:]) / _COARSE_SIDE)
+    radius = math.ceil(3 * deviation)
+    weights = [math.exp(-0.5 * (px / deviation) ** 2) for px in range(-radius, radius + 1)]
     row = (added.new_tensor(weights) / sum(weights)).expand(CHANNELS, 1, 1, -1)
-    padded = F.pad(added, (_RADIUS,) * 4, mode="replicate")
+    padded = F.pad(added, (radius,) * 4, mode="replicate")
     across = F.conv2d(padded, row, groups=CHANNELS)
     coarse = F.conv2d(across, row.transpose(2, 3), groups=CHANNELS)
     return added - coarse, coarse

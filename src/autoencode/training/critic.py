@@ -3,7 +3,8 @@
 Features of a pretrained network leave a decoder soft, as it decodes the mean of what a code can stand for. A
 critic learns what single images look like (Goodfellow et al. 2014), patch by patch (Isola et al. 2017). Its
 pull is weighted by the gradient of the other terms (Esser et al. 2021, equation 7). It also sees images of
-codes between those of the batch, so that samples become as sharp as reconstructions.
+codes between those of the batch, so that samples become as sharp as reconstructions. Large images are judged
+at several scales, by a network for each (Wang, Liu et al. 2018, section 3.2).
 
 Shapes: B batch, D code size, H height, W width. Images are (B, 3, H, W) in [0, 1].
 """
@@ -36,6 +37,7 @@ _PENALTY = 1.0  # on the squared slope at real images (Mescheder et al. 2018, eq
 _PENALISED_EVERY = 4  # steps, as the slope of a slope takes as long as the rest of a step
 _SHIFT = 8  # images are shifted by up to this fraction of a side
 _SEEN_PX = 112  # side of the squares it sees of larger images, whose time would grow with their area
+_SMALLEST_PX = 64  # shorter side of the smallest scale of large images: what 128 pixels miss, 64 show
 
 
 class Critic:
@@ -48,7 +50,8 @@ class Critic:
         seed: of its initial weights.
 
     Attributes:
-        network: (B, 3, H, W) in [-1, 1] to logits (B, 1, h, w) of patches, above 0 for "real".
+        network: a network for each of `scales`, (B, 3, H, W) in [-1, 1] to logits (B, 1, h, w) of patches,
+            above 0 for "real".
         optimizer: its optimiser.
     """
 
@@ -56,7 +59,7 @@ class Critic:
         self.runtime = runtime
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            self.network = _network(min(height, width))
+            self.network = nn.ModuleList(_network(min(height, width)) for _ in scales(height, width))
         runtime.model_to_device(self.network)
         self.optimizer = torch.optim.Adam(self.network.parameters(), _RATE, _DECAYS)
 
@@ -79,20 +82,38 @@ class Critic:
         shown = _changed(real, local, random_seed("real", seed, step))
         changed = _changed(decoded, local, random_seed("decoded", seed, step))
         with self.runtime.autocast():
-            judged = self.network(2 * changed - 1).float()
-        (pull,) = torch.autograd.grad(adversarial_loss(judged), decoded, retain_graph=True)
+            judged = self._logits(changed)
+        pulling = torch.stack([adversarial_loss(one) for one in judged]).sum()
+        (pull,) = torch.autograd.grad(pulling, decoded, retain_graph=True)
         penalty = real.new_zeros(())
         if step % _PENALISED_EVERY:
             with self.runtime.autocast():
-                logits = self.network(2 * shown - 1).float()
+                logits = self._logits(shown)
         else:
-            shown.requires_grad_()
-            logits = self.network(2 * shown - 1)  # in fp32, as a slope is to be differentiated
-            (slope,) = torch.autograd.grad(logits.mean((1, 2, 3)).sum(), shown, create_graph=True)
-            penalty = _PENALISED_EVERY * _PENALTY / 2 * slope.square().sum((1, 2, 3)).mean()
-        loss = discriminator_loss(logits, judged)
-        (local.weight * (loss + penalty)).backward()  # type: ignore[no-untyped-call]
-        return pull, loss.detach()
+            shown = [one.requires_grad_() for one in shown]
+            logits = self._logits(shown)  # in fp32, as a slope is to be differentiated
+            penalty = _PENALISED_EVERY * _PENALTY / 2 * _squared_slope(logits, shown)
+        losses = torch.stack([discriminator_loss(*pair) for pair in zip(logits, judged, strict=True)])
+        (local.weight * (losses.sum() + penalty)).backward()  # type: ignore[no-untyped-call]
+        return pull, losses.detach().mean()
+
+    def _logits(self, images: list[Tensor]) -> list[Tensor]:
+        """Judge images at each scale: (B, 3, h, w) in [0, 1] each to (B, 1, h', w')."""
+        return [judge(2 * one - 1).float() for judge, one in zip(self.network, images, strict=True)]
+
+
+def scales(height: int, width: int) -> list[int]:
+    """Return the factors by which images are averaged down, to be judged at each: 1, 2, 4 and so on.
+
+    The code is as long whatever the size of the images. So of larger ones a decoder misses coarser detail,
+    for which patches of their own pixels are too small; and scanned or enlarged images have no finer one.
+
+    Args:
+        height: H of the images.
+        width: W of them.
+    """
+    most = max(1, min(height, width) // _SMALLEST_PX)
+    return [2**power for power in range(most.bit_length())]
 
 
 def ratio_at(step: int, steps: int) -> float:
@@ -129,8 +150,17 @@ def _network(side: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 3, padding=1))
 
 
-def _changed(images: Tensor, local: LocalBatch, seed: int) -> Tensor:
-    """Return images of other colours and shifted: few are not learnt by heart; differentiable.
+def _squared_slope(logits: list[Tensor], images: list[Tensor]) -> Tensor:
+    """Return the squared norm of the slope of the mean logit of an image, summed over scales, as a mean."""
+    summed = torch.stack([one.mean((1, 2, 3)).sum() for one in logits]).sum()
+    slopes = torch.autograd.grad(summed, images, create_graph=True)
+    return torch.stack([slope.square().sum((1, 2, 3)).mean() for slope in slopes]).sum()
+
+
+def _changed(images: Tensor, local: LocalBatch, seed: int) -> list[Tensor]:
+    """Return images of other colours and shifted, at each of `scales`; differentiable.
+
+    Few images are then not learnt by heart.
 
     As Zhao et al. 2020, with less of each: brightness by up to 0.25, saturation by half, contrast by 0.3.
     """
@@ -145,10 +175,14 @@ def _changed(images: Tensor, local: LocalBatch, seed: int) -> Tensor:
     mean = images.mean((1, 2, 3), keepdim=True)
     images = mean + (0.7 + 0.6 * contrast) * (images - mean)
     beyond = [side // _SHIFT for side in images.shape[2:]]
-    seen = [min(side, _SEEN_PX) for side in images.shape[2:]]
     padded = F.pad(images, (beyond[1], beyond[1], beyond[0], beyond[0]), value=0.5)
-    y, x = (
-        int(torch.randint(whole - part + 1, (), generator=generator))
-        for whole, part in zip(padded.shape[2:], seen, strict=True)
-    )
-    return padded[:, :, y : y + seen[0], x : x + seen[1]]
+    found = []
+    for factor in scales(*images.shape[2:]):
+        smaller = F.avg_pool2d(padded, factor)
+        seen = [min(side // factor, _SEEN_PX) for side in images.shape[2:]]
+        y, x = (
+            int(torch.randint(whole - part + 1, (), generator=generator))
+            for whole, part in zip(smaller.shape[2:], seen, strict=True)
+        )
+        found.append(smaller[:, :, y : y + seen[0], x : x + seen[1]])
+    return found

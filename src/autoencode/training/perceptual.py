@@ -31,7 +31,7 @@ from autoencode.metrics.latents import in_fp64
 from autoencode.models.backbones import BACKBONE
 from autoencode.models.convolutions import Enlargement, parts_of_detail
 from autoencode.training.adversarial import SMALLEST_NORM
-from autoencode.training.critic import Critic, between, ratio_at
+from autoencode.training.critic import Critic, between, ratio_at, scales
 from autoencode.training.losses import LOG_FLOOR, mse_loss
 
 if TYPE_CHECKING:
@@ -189,8 +189,13 @@ class PerceptualPhase:
         self.scale = _WEIGHT * error / max(distance, 1e-9)
 
     def _terms(self, decoded: Tensor, target: Tensor, local: LocalBatch, step: int) -> Tensor:
-        """Return squared error and perceptual distance of a micro-batch, means over its images, (2,)."""
-        pairs = _enlarged(torch.cat([decoded, target], dim=1))
+        """Return squared error and perceptual distance of a micro-batch, means over its images, (2,).
+
+        Each step compares large images at another of their `scales`.
+        """
+        pairs = torch.cat([decoded, target], dim=1)
+        factors = scales(*pairs.shape[2:])
+        pairs = _enlarged(F.avg_pool2d(pairs, factors[step % len(factors)]))
         if max(pairs.shape[2:]) > COMPARED_PX:
             seed = random_seed("squares", self.seed, step)
             pairs = random_patch(pairs, COMPARED_PX, torch.Generator(pairs.device).manual_seed(seed), local)
