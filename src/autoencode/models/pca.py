@@ -65,7 +65,7 @@ def principal_components(batches: Iterable[Tensor], components: int) -> Principa
         count += len(values)
         total += values.sum(0)
         # Products in fp32 take half the time; the sum over batches is kept in fp64.
-        products += (batch.T @ batch).double()
+        products += batch.T @ batch
     mean = total / count
     covariance = products.div_(count).addr_(mean, mean, alpha=-1)  # in place: it can be a gigabyte
     kept = min(components, count, len(mean))
