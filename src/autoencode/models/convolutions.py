@@ -26,9 +26,9 @@ from torch import Tensor, nn
 
 CHANNELS = 3
 
-# Detail of a sharp decoder counts as coarse where a Gaussian of this deviation keeps it, for images of this
-# side or less: as much of a larger image is lost at a scale as much larger. At equal error a smaller one
-# gives images more fine detail and a worse KID (docs/log.md).
+# Detail of a sharp decoder counts as coarse where a Gaussian of this deviation keeps it, for images whose
+# shorter side is at most so many pixels, and in proportion to the side above it. At equal error a smaller
+# deviation gives images more fine detail and a worse KID (docs/log.md).
 _COARSE_PX, _COARSE_SIDE = 1.2, 64
 
 
@@ -88,6 +88,9 @@ class ImageDecoder(nn.Module):
 
 def parts_of_detail(faithful: Tensor, sharp: Tensor) -> tuple[Tensor, Tensor]:
     """Split what a sharp image adds to a faithful one into a fine and a coarse part, each (B, 3, H, W).
+
+    The coarse part is what a Gaussian of 1.2 pixels keeps, or of 1.2 s / 64 where the shorter side s is above
+    64.
 
     Args:
         faithful: images (B, 3, H, W) of the first decoder.

@@ -23,6 +23,7 @@ OVERSAMPLING = 32  # further directions, which make those asked for accurate
 # Over images whose covariance is too large to keep: 128 components of faces then have an error 0.03 % above
 # that after 20 passes.
 PASSES = 8
+_ROWS = 512  # of a covariance, added at a time
 
 
 class PrincipalComponents(NamedTuple):
@@ -65,7 +66,9 @@ def principal_components(batches: Iterable[Tensor], components: int) -> Principa
         count += len(values)
         total += values.sum(0)
         # Products in fp32 take half the time; the sum over batches is kept in fp64.
-        products += batch.T @ batch
+        product = batch.T @ batch
+        for row in range(0, len(product), _ROWS):  # as a sum of two types copies what is added to fp64
+            products[row : row + _ROWS] += product[row : row + _ROWS]
     mean = total / count
     covariance = products.div_(count).addr_(mean, mean, alpha=-1)  # in place: it can be a gigabyte
     kept = min(components, count, len(mean))

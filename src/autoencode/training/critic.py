@@ -38,7 +38,7 @@ _PENALTY = 1.0  # on the squared slope at real images (Mescheder et al. 2018, eq
 _PENALISED_EVERY = 4  # steps, as the slope of a slope takes as long as the rest of a step
 _SHIFT = 8  # images are shifted by up to this fraction of a side
 _SEEN_PX = 112  # side of the squares it sees of larger images, whose time would grow with their area
-_SMALLEST_PX = 64  # shorter side of the smallest scale of large images: what 128 pixels miss, 64 show
+_SMALLEST_PX = 64  # shorter side of the smallest scale, at least
 
 
 class Critic:
@@ -51,8 +51,8 @@ class Critic:
         seed: of its initial weights.
 
     Attributes:
-        network: a network for each of `scales`, (B, 3, H, W) in [-1, 1] to logits (B, 1, h, w) of patches,
-            above 0 for "real".
+        network: a network for each of `scales`, (B, 3, H, W), about in [-1, 1], to logits (B, 1, h, w) of
+            patches, above 0 for "real".
         optimizer: its optimiser.
     """
 
@@ -67,7 +67,9 @@ class Critic:
     def judge(
         self, real: Tensor, decoded: Tensor, local: LocalBatch, step: int, seed: int
     ) -> tuple[Tensor, Tensor]:
-        """Add the gradients of its loss, as of the mean over the whole batch; return the pull and that loss.
+        """Add the gradients of the critic's loss, as of the mean over the whole batch; return the pull.
+
+        That loss is the sum over scales of hinge losses and penalties.
 
         Args:
             real: originals, (B, 3, H, W).
@@ -77,7 +79,8 @@ class Critic:
             seed: of the run.
 
         Returns:
-            The gradient of the decoder's loss by `decoded`, of their shape; and the critic's loss, a scalar.
+            The gradient of the decoder's loss, summed over scales, by `decoded`, of their shape; and the mean
+            hinge loss of a scale, a scalar, 2 where the critic tells nothing apart.
         """
         decoded = decoded.detach().requires_grad_()
         shown = _changed(real, local, random_seed("real", seed, step))
@@ -99,19 +102,20 @@ class Critic:
         return pull, losses.detach().mean()
 
     def _logits(self, images: list[Tensor]) -> list[Tensor]:
-        """Judge images at each scale: (B, 3, h, w) in [0, 1] each to (B, 1, h', w')."""
+        """Judge images at each scale: (B, 3, h, w), about in [0, 1], each to (B, 1, h', w')."""
         return [judge(2 * one - 1).float() for judge, one in zip(self.network, images, strict=True)]
 
 
 def scales(height: int, width: int) -> list[int]:
     """Return the factors by which images are averaged down, to be judged at each: 1, 2, 4 and so on.
 
-    The code is as long whatever the size of the images. So of larger ones a decoder misses coarser detail,
-    for which patches of their own pixels are too small; and scanned or enlarged images have no finer one.
+    A code has the same length at any size, so the decoder of a large image also misses coarse structure,
+    which exceeds the patches of 40 pixels that a network judges. Scans and enlarged images have little detail
+    in single pixels.
 
     Args:
-        height: H of the images.
-        width: W of them.
+        height: H of the images, at least 2.
+        width: W of them, at least 2.
     """
     most = max(1, min(height, width) // _SMALLEST_PX)
     return [2**power for power in range(most.bit_length())]
@@ -151,10 +155,10 @@ class _DetailConvolution(nn.Conv2d):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map (B, C, H, W) to features (B, out_channels, H, W)."""
-        # Weights that are larger by the same linear map as the patches: their products are the same.
+        # The map that enlarges detail is symmetric: applied to the weights it gives the same products.
         mean = self.weight.mean((2, 3), keepdim=True)
         weight = mean + _DETAIL * (self.weight - mean)
-        return self._conv_forward(images, weight, self.bias)  # type: ignore[no-any-return]
+        return F.conv2d(images, weight, self.bias, padding=self.padding)
 
 
 def _network(side: int) -> nn.Sequential:
@@ -194,11 +198,11 @@ def _changed(images: Tensor, local: LocalBatch, seed: int) -> list[Tensor]:
     padded = F.pad(images, (beyond[1], beyond[1], beyond[0], beyond[0]), value=0.5)
     found = []
     for factor in scales(*images.shape[2:]):
-        smaller = F.avg_pool2d(padded, factor)
-        seen = [min(side // factor, _SEEN_PX) for side in images.shape[2:]]
+        seen = [min(side, factor * _SEEN_PX) // factor * factor for side in images.shape[2:]]
         y, x = (
             int(torch.randint(whole - part + 1, (), generator=generator))
-            for whole, part in zip(smaller.shape[2:], seen, strict=True)
+            for whole, part in zip(padded.shape[2:], seen, strict=True)
         )
-        found.append(smaller[:, :, y : y + seen[0], x : x + seen[1]])
+        square = padded[:, :, y : y + seen[0], x : x + seen[1]]
+        found.append(F.avg_pool2d(square, factor) if factor > 1 else square)
     return found

@@ -179,12 +179,13 @@ class PerceptualPhase:
 
     @torch.no_grad()
     def _set_scale(self, parts: Callable[[], Parts], codes: Tensor, processes: Processes) -> None:
-        """Weight the perceptual distance by what both terms are at the first step."""
+        """Weight the perceptual distance by what both terms are at the first step, by that of all scales."""
         first = self.runtime.zeros(2)
         for views, local in parts():
             with self.runtime.autocast():
                 decoded = self.decoder(codes[local.positions]).float()
-            first += in_fp64(self._terms(decoded, views.target, local, 0)) * local.counted
+            for number in range(len(scales(*decoded.shape[2:]))):
+                first += in_fp64(self._terms(decoded, views.target, local, number)) * local.counted
         error, distance = processes.total(first).tolist()
         self.scale = _WEIGHT * error / max(distance, 1e-9)
 
@@ -195,7 +196,9 @@ class PerceptualPhase:
         """
         pairs = torch.cat([decoded, target], dim=1)
         factors = scales(*pairs.shape[2:])
-        pairs = _enlarged(F.avg_pool2d(pairs, factors[step % len(factors)]))
+        if (factor := factors[step % len(factors)]) > 1:
+            pairs = F.avg_pool2d(pairs, factor)
+        pairs = _enlarged(pairs)
         if max(pairs.shape[2:]) > COMPARED_PX:
             seed = random_seed("squares", self.seed, step)
             pairs = random_patch(pairs, COMPARED_PX, torch.Generator(pairs.device).manual_seed(seed), local)
@@ -251,7 +254,7 @@ class PerceptualPhase:
         return in_fp64(torch.stack([mse_loss(views.target, decoded), distance]))
 
     def measures(self, means: Tensor) -> Record:
-        """Name the means of an epoch, (4,), as in `learn`."""
+        """Name the means of an epoch, (4,), as in `learn`; the perceptual distance is one of all scales."""
         loss, error, distance, judged = means.tolist()
         record: Record = {"train_perceptual_loss": loss, "train_sharp_mse": error}
         return record | {"train_perceptual": distance, "critic_loss": judged}
