@@ -27,7 +27,7 @@ from torch import Tensor, nn
 CHANNELS = 3
 
 # Detail of a sharp decoder counts as coarse where a Gaussian of this deviation keeps it, for images whose
-# shorter side is at most so many pixels, and in proportion to the side above it. At equal error a smaller
+# shorter side is at most _COARSE_SIDE, and in proportion to the side above it. At equal error a smaller
 # deviation gives images more fine detail and a worse KID (docs/log.md).
 _COARSE_PX, _COARSE_SIDE = 1.2, 64
 

@@ -266,7 +266,7 @@ def load_checkpoint(folder: Path, state: TrainState, config: TrainConfig, runtim
             phase = start_perceptual(state, folder, config, runtime)
             _restore_perceptual(phase, content["perceptual"], tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as err:
-        reason = str(err).splitlines()[0].rstrip(".:")
+        reason = (str(err).splitlines() or [type(err).__name__])[0].rstrip(".:")
         raise RunError(f"{path} is not of this run's network: {reason}. {START_AGAIN}") from err
 
 

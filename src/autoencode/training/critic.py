@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 # the phase: the critic learns first. docs/log.md has other values.
 RATIO, START, RISE = 0.8, 0.1, 0.1
 
-_DETAIL = 9  # factor on detail, which is then about as large as what it is detail of
+_DETAIL = 9  # factor on the detail of patches (docs/log.md has others)
 _WIDTHS = (32, 32, 64, 128)  # of its convolutions: the first keeps the size of images, each other halves it
 _RATE, _DECAYS = 1e-3, (0.5, 0.99)  # of Adam
 _PENALTY = 1.0  # on the squared slope at real images (Mescheder et al. 2018, equation 9)
@@ -147,9 +147,9 @@ def between(codes: Tensor, step: int, seed: int) -> Tensor:
 
 
 class _DetailConvolution(nn.Conv2d):
-    """A 3x3 convolution to which detail, what differs from the mean of a patch, is `_DETAIL` times as large.
+    """A 3x3 convolution of patches whose detail, the difference from their mean, is amplified by `_DETAIL`.
 
-    What decoded images lack is faint beside what they have: without this, a critic of photographs learns
+    The detail that decoded images lack has a small amplitude: without this, a critic of photographs learns
     nothing in its first 200 steps (docs/log.md).
     """
 

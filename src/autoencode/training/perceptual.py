@@ -179,7 +179,7 @@ class PerceptualPhase:
 
     @torch.no_grad()
     def _set_scale(self, parts: Callable[[], Parts], codes: Tensor, processes: Processes) -> None:
-        """Weight the perceptual distance by what both terms are at the first step, by that of all scales."""
+        """Weight the perceptual distance by what both terms are at first, means over all scales."""
         first = self.runtime.zeros(2)
         for views, local in parts():
             with self.runtime.autocast():
@@ -254,7 +254,11 @@ class PerceptualPhase:
         return in_fp64(torch.stack([mse_loss(views.target, decoded), distance]))
 
     def measures(self, means: Tensor) -> Record:
-        """Name the means of an epoch, (4,), as in `learn`; the perceptual distance is one of all scales."""
+        """Name the means of an epoch, (4,), as in `learn`.
+
+        The perceptual distance is a mean over steps, which take the scales in turn, so from 128 pixels on it
+        does not compare with that of `validate`, which measures images at their own size.
+        """
         loss, error, distance, judged = means.tolist()
         record: Record = {"train_perceptual_loss": loss, "train_sharp_mse": error}
         return record | {"train_perceptual": distance, "critic_loss": judged}
