@@ -417,7 +417,16 @@ def test_progress_counts_every_step_and_ends_each_epoch_with_its_record(
 def test_the_speed_is_what_one_waits_for_and_the_wait_for_images_is_named(
     tiny: dict[str, Any], tiny_pack: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fast = train(tiny_pack.path, tmp_path / "fast", epochs=1, **tiny).metrics[0]
+    step = Loop._step
+
+    def slow_step(self: Loop, *arguments: Any) -> None:  # noqa: ANN401
+        time.sleep(0.3)
+        step(self, *arguments)
+
+    # Steps take long here, and reading below: on a busy machine either may wait for a processor, too.
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "_step", slow_step)
+        fast = train(tiny_pack.path, tmp_path / "fast", epochs=1, **tiny).metrics[0]
     original = Pack.pixels
 
     def slow(self: Pack, rows: Any) -> Any:  # noqa: ANN401
