@@ -261,3 +261,12 @@ def test_the_coarse_part_of_detail_is_what_a_gaussian_of_scipy_keeps_of_it(
     expected = gaussian_filter((sharp - faithful).numpy(), deviations, mode="nearest", radius=radius)
     np.testing.assert_allclose(coarse, expected, atol=1e-5)
     torch.testing.assert_close(fine + coarse, sharp - faithful)
+
+
+def test_detail_is_divided_in_fp32_where_the_rest_is_in_bf16() -> None:
+    """Grouped convolutions of these sizes in bf16 took minutes."""
+    faithful, sharp = torch.rand(2, 3, 128, 128), torch.rand(2, 3, 128, 128)
+    expected = parts_of_detail(faithful, sharp)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = parts_of_detail(faithful, sharp)
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))

@@ -96,14 +96,16 @@ def parts_of_detail(faithful: Tensor, sharp: Tensor) -> tuple[Tensor, Tensor]:
         faithful: images (B, 3, H, W) of the first decoder.
         sharp: those of the second.
     """
-    added = sharp - faithful
+    added = (sharp - faithful).float().contiguous()
     deviation = _COARSE_PX * max(1.0, min(added.shape[2:]) / _COARSE_SIDE)
     radius = math.ceil(3 * deviation)
     weights = [math.exp(-0.5 * (px / deviation) ** 2) for px in range(-radius, radius + 1)]
-    row = (added.new_tensor(weights) / sum(weights)).expand(CHANNELS, 1, 1, -1)
-    padded = F.pad(added, (radius,) * 4, mode="replicate")
-    across = F.conv2d(padded, row, groups=CHANNELS)
-    coarse = F.conv2d(across, row.transpose(2, 3), groups=CHANNELS)
+    row = (added.new_tensor(weights) / sum(weights)).expand(1, 1, 1, -1)
+    # Each channel as an image of its own, in fp32: grouped convolutions in bf16 can take minutes on a CPU.
+    with torch.autocast(added.device.type, enabled=False):
+        padded = F.pad(added, (radius,) * 4, mode="replicate").flatten(0, 1)[:, None]
+        across = F.conv2d(padded, row)
+        coarse = F.conv2d(across, row.transpose(2, 3)).view(added.shape)
     return added - coarse, coarse
 
 
