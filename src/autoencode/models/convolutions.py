@@ -98,15 +98,19 @@ def parts_of_detail(faithful: Tensor, sharp: Tensor) -> tuple[Tensor, Tensor]:
     """
     added = (sharp - faithful).float().contiguous()
     deviation = _COARSE_PX * max(1.0, min(added.shape[2:]) / _COARSE_SIDE)
-    radius = math.ceil(3 * deviation)
-    weights = [math.exp(-0.5 * (px / deviation) ** 2) for px in range(-radius, radius + 1)]
-    row = (added.new_tensor(weights) / sum(weights)).expand(1, 1, 1, -1)
     # Each channel as an image of its own, in fp32: grouped convolutions in bf16 can take minutes on a CPU.
     with torch.autocast(added.device.type, enabled=False):
-        padded = F.pad(added, (radius,) * 4, mode="replicate").flatten(0, 1)[:, None]
-        across = F.conv2d(padded, row)
-        coarse = F.conv2d(across, row.transpose(2, 3)).view(added.shape)
+        channels = added.flatten(0, 1)[:, None]
+        coarse = smoothed(channels, deviation, reach=math.ceil(3 * deviation)).view(added.shape)
     return added - coarse, coarse
+
+
+def smoothed(maps: Tensor, sigma_px: float, reach: int) -> Tensor:
+    """Return maps (B, 1, H, W) blurred by a Gaussian, cut off beyond `reach` pixels, edges repeated."""
+    weights = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=maps.device) / sigma_px).square())
+    weights = weights / weights.sum()
+    maps = F.conv2d(F.pad(maps, (reach, reach, 0, 0), mode="replicate"), weights.view(1, 1, 1, -1))
+    return F.conv2d(F.pad(maps, (0, 0, reach, reach), mode="replicate"), weights.view(1, 1, -1, 1))
 
 
 class Encoder(nn.Module):

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoencode.metrics.latents import gaussian_log_likelihood, kl
+from autoencode.models.convolutions import smoothed
 from autoencode.outliers.patches import SHORT_SIDES, Seen, see
 from autoencode.outliers.scores import AUTO, Score, scores_for
 from autoencode.pixels import SIGMA2_FLOOR
@@ -217,7 +218,8 @@ def heat_maps(model: Autoencoder, images: Tensor) -> Tensor:
         shorter side; its mean over an image is about the mean squared error.
     """
     squared = (images.cpu() - model.reconstruct(images, "faithful")).square().mean(dim=1, keepdim=True)
-    return _smoothed(squared, SMOOTHING * min(images.shape[-2:]))[:, 0]
+    sigma_px = SMOOTHING * min(images.shape[-2:])
+    return smoothed(squared, sigma_px, reach=max(1, round(3 * sigma_px)))[:, 0]
 
 
 def coloured(maps: Tensor) -> NDArray[np.uint8]:
@@ -228,12 +230,3 @@ def coloured(maps: Tensor) -> NDArray[np.uint8]:
     shares = (maps / largest if largest > 0 else maps).sqrt().numpy()
     pixels: NDArray[np.uint8] = (colormaps["inferno"](shares)[..., :3] * 255).round().astype(np.uint8)
     return pixels
-
-
-def _smoothed(maps: Tensor, sigma_px: float) -> Tensor:
-    """(B, 1, H, W) blurred by a Gaussian, edges repeated."""
-    reach = max(1, round(3 * sigma_px))
-    weights = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma_px).square())
-    weights = weights / weights.sum()
-    maps = F.conv2d(F.pad(maps, (reach, reach, 0, 0), mode="replicate"), weights.view(1, 1, 1, -1))
-    return F.conv2d(F.pad(maps, (0, 0, reach, reach), mode="replicate"), weights.view(1, 1, -1, 1))
