@@ -1,5 +1,6 @@
 """Generation: what is drawn, that it is reproducible, and what is skipped."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,20 @@ def test_images_are_the_decoded_codes_and_the_same_seed_gives_the_same() -> None
     np.testing.assert_array_equal(made.pixels, to_pixels(model.decode(made.codes)))
     assert torch.equal(generate(model, 5, seed=3).codes, made.codes)
     assert not torch.equal(generate(model, 5, seed=4).codes, made.codes)
+
+
+def test_images_are_of_the_decoder_that_was_asked_for(tmp_path: Path) -> None:
+    model = build()
+    model.sharp_decoder = build().decoder
+    with torch.no_grad():
+        model.sharp_decoder.last_weight.add_(0.1)
+    for draw in (partial(generate, model, 5, tmp_path / "out"), partial(walk, model, frames=5)):
+        for name in ("sharp", "faithful"):
+            made = draw(decoder=name)
+            np.testing.assert_array_equal(made.pixels, to_pixels(model.decode(made.codes, name)))
+        assert not np.array_equal(made.pixels, draw().pixels)
+    with pytest.raises(ConfigError, match="decoder"):
+        generate(model, 1, decoder="soft")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", ["autoencoder", "vae"])

@@ -31,7 +31,7 @@ from autoencode.pixels import to_float, to_pixels
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from autoencode.configuration import PriorName
+    from autoencode.configuration import DecoderName, PriorName
     from autoencode.data.pack import Pack, Progress
 
 
@@ -82,6 +82,7 @@ def generate(
     prior: PriorName | None = None,
     temperature: float = 1.0,
     seed: int = 0,
+    decoder: DecoderName = "sharp",
 ) -> Samples:
     """Draw new images.
 
@@ -95,6 +96,7 @@ def generate(
         temperature: factor on the standard deviation of the prior, at least 0 (Kingma & Dhariwal 2018,
             section 6). Below 1, images are more alike and have fewer flaws.
         seed: the same seed gives the same images.
+        decoder: "faithful" for the decoder of the lower squared error, in a model that also has a sharp one.
 
     Raises:
         ModelFileError: there is no usable model at the path.
@@ -110,9 +112,10 @@ def generate(
         claim_folder(folder, SETTINGS_NAME, "samples")
     codes = chosen.sample(count, temperature, _generator("generate", seed))
     note = smear_note(name, float(model.provenance.get(LIKENESS, {}).get(name, 0)))
-    made = Samples(to_pixels(model.decode(codes)), codes, name, note)
+    made = Samples(to_pixels(model.decode(codes, decoder)), codes, name, note)
     if folder is not None:
-        _write(folder, made, {"model": model.digest, "temperature": temperature, "seed": seed})
+        settings = {"model": model.digest, "temperature": temperature, "seed": seed, "decoder": decoder}
+        _write(folder, made, settings)
     return made
 
 
@@ -193,6 +196,7 @@ def walk(
     prior: PriorName | None = None,
     temperature: float = 1.0,
     seed: int = 0,
+    decoder: DecoderName = "sharp",
 ) -> Samples:
     """Go through the prior on a smooth closed path; each frame is distributed as a sample of N(0, I).
 
@@ -202,7 +206,7 @@ def walk(
         model: from `load_model`, or its path.
         out: a .gif or .webp file for a looping animation, or another image file for a strip.
         frames: F, at least 1.
-        prior, temperature: as for `generate`.
+        prior, temperature, decoder: as for `generate`.
         seed: the same seed gives the same path.
 
     Raises:
@@ -220,7 +224,7 @@ def walk(
         check_frames(Path(out), frames, model.preprocessing.height, model.preprocessing.width)
     turns = max(1, round(frames / FRAMES_PER_TURN))
     codes = chosen.path(frames, turns, temperature, _generator("walk", seed))
-    made = Samples(to_pixels(model.decode(codes)), codes, name)
+    made = Samples(to_pixels(model.decode(codes, decoder)), codes, name)
     if out is not None:
         save_frames(Path(out), made.pixels, FRAMES_PER_SECOND)
     return made

@@ -39,16 +39,18 @@ def test_train_ends_with_a_model_its_curves_and_a_sheet(
     autoencode: Command, photos: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "a run"
-    result = autoencode("train", photos, "--out", out, "--size", 32, "--epochs", 2, *TINY)
+    sharp = ("--perceptual", 0.5)
+    result = autoencode("train", photos, "--out", out, "--size", 32, "--epochs", 2, *sharp, *TINY)
     assert (result.code, result.err) == (0, "")
     epochs = [line for line in result.out.splitlines() if line.startswith("epoch ")]
     assert [line.split("  ")[0] for line in epochs] == ["epoch 1/2", "epoch 2/2"]
     lines = [line.partition(":")[0] for line in result.out.splitlines()]
     # What there is to train on, and what was skipped, is said before the first epoch.
     assert lines.index("pack") < lines.index(epochs[0].partition(":")[0])
-    assert "epochs: 2 of 2\n" in result.out
+    assert "epochs: 2 of 2; then 1 of the sharp decoder\n" in result.out
     assert re.search(
-        r"quality: PSNR \d+\.\d dB on \d+ (test|validation) images, PCA of the same size \d+\.\d; "
+        r"quality: PSNR \d+\.\d dB on \d+ (test|validation) images, of the sharp decoder \d+\.\d, "
+        r"PCA of the same size \d+\.\d; "
         r"\d+ training images are few",
         result.out,
     )

@@ -82,6 +82,7 @@ def test_of_many_epochs_some_are_lines(written: io.StringIO) -> None:
 
 def test_epochs_of_the_sharp_decoder_are_counted_apart(written: io.StringIO) -> None:
     sharp = {"epoch": 3, "train_perceptual": 1.0, "val_perceptual": 1.5, "val_sharp_mse": 0.1}
+    sharp |= {"val_faithful_perceptual": 1.75}
     with progress.training() as show:
         show(TrainProgress(2, 2, 5, 5, 0.1, 99.0, 9.0, RECORD | {"epoch": 2}))
         for epoch in (1, 2):
@@ -89,6 +90,7 @@ def test_epochs_of_the_sharp_decoder_are_counted_apart(written: io.StringIO) -> 
             show(TrainProgress(epoch, 2, 5, 5, 0.1, 99.0, 60.0, record, phase="sharp decoder"))
     lines = [line.split("  ")[0] for line in written.getvalue().splitlines()]
     assert lines == ["epoch 2/2", "sharp decoder, epoch 1/2", "sharp decoder, epoch 2/2"]
+    assert "validation 1.5000 (faithful 1.7500), mse 0.10000" in written.getvalue()
 
 
 def test_an_autoencoder_has_no_kl_to_report(written: io.StringIO) -> None:

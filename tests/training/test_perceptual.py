@@ -34,9 +34,10 @@ from autoencode.pixels import to_float
 from autoencode.training import critic, loop, perceptual
 from autoencode.training.config import TrainConfig
 from autoencode.training.distributed import Processes
-from autoencode.training.objective import Views
+from autoencode.training.objective import Objective, Views
 from autoencode.training.perceptual import BLOCKS, LOSS_DB, STEP_IMAGES, begin, perceptual_distances
 from autoencode.training.runtime import choose_runtime
+from autoencode.training.validation import validate_decoder
 
 SETTINGS: dict[str, Any] = {"preset": "best", "widths": (4, 8), "code_size": 8, "batch_size": 8, "epochs": 2}
 
@@ -76,6 +77,29 @@ def test_the_phase_changes_the_second_decoder_alone(sharp: Run, plain: Run) -> N
     fine, coarse = after["sharp_decoder.detail"].tolist()
     assert 0 < coarse <= fine <= 1
     assert not torch.equal(after["sharp_decoder.out.weight"], after["decoder.out.weight"])
+
+
+def test_a_decoder_that_takes_new_images_further_from_the_originals_is_left_out(
+    plain: Run, tiny_pack: Pack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, runtime = validation_images(tiny_pack), choose_runtime("cpu", "fp32")
+    model = load_model(plain.model_path)
+    phase, objective = begin(model, 3, 4, runtime), Objective(TrainConfig(), runtime, 1, 1)
+    local = LocalBatch(0, len(images), len(images), len(images))
+
+    def validated() -> dict[str, float]:
+        # Each image as its own batch would do the same; all in one need no loader.
+        return validate_decoder(phase, objective, lambda: [(images, local)], len(images), Processes())
+
+    faithful = model.reconstruct(images, "faithful")
+    expected = perceptual_distances(faithful, images).mean().item()
+    for worse, blend in ((True, torch.rand(images.shape)), (False, images)):
+        added = 0.2 * (blend - faithful)
+        monkeypatch.setattr(phase.decoder, "forward", lambda codes, added=added: model.decoder(codes) + added)
+        found = validated()
+        assert found["val_faithful_perceptual"] == pytest.approx(expected, rel=1e-4)
+        assert (found["val_perceptual"] > found["val_faithful_perceptual"]) == worse
+        assert (phase.model.sharp_decoder is None) == worse
 
 
 @pytest.mark.parametrize("score", ["spectrum", "path", "mahalanobis", "knn"])
@@ -297,7 +321,7 @@ def test_as_much_detail_is_drawn_as_the_loss_of_psnr_allows(
         model.sharp_decoder, "forward", lambda codes: model.decoder(codes) + added[: len(codes)]
     )
     phase = begin(model, 3, 4, choose_runtime("cpu", "fp32"))
-    phase.model = model
+    phase.model, phase.decoder = model, model.sharp_decoder
     phase.choose_detail(phase.detail_terms(Views(images, images, None)))
 
     faithful, sharp = (

@@ -309,7 +309,8 @@ def _epoch_line(at: TrainProgress) -> str:
     parts = [f"{at.phase + ', ' if at.phase else ''}epoch {at.epoch}/{at.epochs}"]
     if "val_perceptual" in record:
         parts.append(f"perceptual distance {record['train_perceptual']:.4f}")
-        parts.append(f"validation {record['val_perceptual']:.4f}, mse {record['val_sharp_mse']:.5f}")
+        both = f"{record['val_perceptual']:.4f} (faithful {record['val_faithful_perceptual']:.4f})"
+        parts.append(f"validation {both}, mse {record['val_sharp_mse']:.5f}")
     else:
         parts.append(f"loss {record['train_loss']:.5g}")
         parts.append(f"validation loss {record['val_loss']:.5g}, mse {record['val_mse']:.5f}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -138,6 +138,7 @@ def generate(
             help="Also a smooth closed walk through the prior: an animation (.gif, .webp) or a strip (.png)."
         ),
     ] = None,
+    decoder: Decoder = "sharp",
 ) -> None:
     """Generate new images like those the model was trained on."""
     from autoencode import generation as application
@@ -149,14 +150,15 @@ def generate(
     loaded, out = options.loaded_model(model), options.out_or_default(out, "generate", model)
     if loaded.prior is None and prior != "normal":
         fit_missing_prior(loaded, model)
-    made = application.generate(loaded, count, out, prior=prior, temperature=temperature, seed=seed)
+    drawn: dict[str, Any] = {"prior": prior, "temperature": temperature, "seed": seed, "decoder": decoder}
+    made = application.generate(loaded, count, out, **drawn)
     say(f"images: {out / application.IMAGES_NAME}, from the {made.prior} prior")
     say(f"grid:   {out / application.GRID_NAME}")
     if made.note:
         warn(made.note)
     # With the same seed, but after the images: asking for a walk must not change them.
     if walk is not None:
-        application.walk(loaded, walk, prior=prior, temperature=temperature, seed=seed)
+        application.walk(loaded, walk, **drawn)
         say(f"walk:   {walk}")
     found = {"folder": out, "images": count, "prior": made.prior, "seed": seed, "walk": walk}
     show_result(found | {"note": made.note})

@@ -92,7 +92,8 @@ def train(
     early_stopping: Annotated[
         int | None,
         typer.Option(
-            help="Stop after so many epochs without a lower validation loss; keep the best. Default: never.",
+            help="Stop after so many epochs without a lower validation loss; keep the best. Default: never, "
+            "or 25 at most where images are few.",
             min=1,
         ),
     ] = None,

@@ -7,7 +7,8 @@ do not ask for, detail (see `critic`). The encoder is frozen, so that codes, ind
 are; the first decoder, of the lower squared error, is kept. After each epoch validation images decide how
 much of what the second adds is drawn: perception is bought with error (Blau & Michaeli 2018), and between
 two decoders the least error for the distance to real images is on the line between their images (Freirich
-et al. 2021).
+et al. 2021). None is drawn where it takes new images further from the originals, as a decoder of few images
+does, which learns these by heart.
 
 Shapes: B batch, C channels, H height, W width. Images are (B, 3, H, W) in [0, 1].
 """
@@ -35,6 +36,7 @@ from autoencode.training.critic import Critic, between, ratio_at, scales
 from autoencode.training.losses import LOG_FLOOR, mse_loss
 
 if TYPE_CHECKING:
+    from autoencode.configuration import DecoderName
     from autoencode.data.loader import LocalBatch
     from autoencode.models.autoencoder import Autoencoder
     from autoencode.models.convolutions import ImageDecoder
@@ -70,30 +72,30 @@ class PerceptualPhase:
     """The second decoder while it is trained.
 
     Attributes:
-        model: a copy of the trained model, frozen but for its `sharp_decoder`.
-        optimizer: of the weights of that decoder.
+        model: a frozen copy of the trained model; its `sharp_decoder` is `decoder`, or None where that takes
+            validation images further from the originals than the first.
+        decoder: the one that is trained.
+        optimizer: of its weights.
         critic: judges its images.
         seed: of the run.
         batch_size: images in a batch of the run.
         runtime: of the run.
+        faithful_distance: perceptual distance of validation images by the first decoder; None before it is
+            measured.
         step: batches learnt from.
         scale: factor on the perceptual distance, found at the first step; 0 before it.
     """
 
     model: Autoencoder
+    decoder: ImageDecoder
     optimizer: torch.optim.Optimizer
     critic: Critic
     seed: int
     batch_size: int
     runtime: Runtime
+    faithful_distance: float | None = None
     step: int = 0
     scale: float = 0.0
-
-    @property
-    def decoder(self) -> ImageDecoder:
-        """The decoder that is trained."""
-        assert self.model.sharp_decoder is not None
-        return self.model.sharp_decoder
 
     def learn(
         self,
@@ -245,11 +247,12 @@ class PerceptualPhase:
                 break
         assert self.decoder.detail is not None
         self.decoder.detail.copy_(-missing[1:])
+        self.model.sharp_decoder = self.decoder
 
-    def validate(self, views: Views) -> Tensor:
+    def validate(self, views: Views, decoder: DecoderName = "sharp") -> Tensor:
         """Return the mean squared error and the mean perceptual distance of reconstructions, (2,) float64."""
         with self.runtime.autocast():
-            decoded = self.model.images_of(self.model.posterior(views.seen).mean, "sharp").clamp(0, 1)
+            decoded = self.model.images_of(self.model.posterior(views.seen).mean, decoder).clamp(0, 1)
         distance = perceptual_distances(decoded, views.target).mean()
         return in_fp64(torch.stack([mse_loss(views.target, decoded), distance]))
 
@@ -267,13 +270,14 @@ class PerceptualPhase:
 def begin(model: Autoencoder, seed: int, batch_size: int, runtime: Runtime) -> PerceptualPhase:
     """Return the phase before its first step: the second decoder is a copy of the first."""
     own = copy.deepcopy(model).requires_grad_(False).eval()
-    own.sharp_decoder = copy.deepcopy(own.decoder).requires_grad_(True)
-    own.sharp_decoder.detail = torch.ones(2, device=own.sharp_decoder.last_weight.device)
-    groups = own.groups_of(own.sharp_decoder, own.sharp_decoder.linear)
+    second = copy.deepcopy(own.decoder).requires_grad_(True)
+    second.detail = torch.ones(2, device=second.last_weight.device)
+    own.sharp_decoder = second
+    groups = own.groups_of(second, second.linear)
     optimizer = torch.optim.AdamW(groups, _RATE, betas=(0.5, 0.99), weight_decay=0.01)
     size = own.preprocessing
     critic = Critic(size.height, size.width, runtime, random_seed("critic", seed))
-    return PerceptualPhase(own, optimizer, critic, seed, batch_size, runtime)
+    return PerceptualPhase(own, second, optimizer, critic, seed, batch_size, runtime)
 
 
 def perceptual_distances(ours: Tensor, theirs: Tensor) -> Tensor:

@@ -197,7 +197,15 @@ def epochs_in_words(run: RunSettings, records: Sequence[Record]) -> str:
         if len(first) < config.total_epochs and epochs_waited(run, first) >= config.early_stopping:
             text += f", as the last {epochs_waited(run, first)} brought nothing better"
         text += f"; the model is of epoch {first[-1 - epochs_since_best(first)]['epoch']:.0f}"
-    return text + (f"; then {sharp} of the sharp decoder" if sharp else "")
+    planned = config.all_epochs - config.total_epochs
+    if not sharp:
+        return text
+    text += f"; then {f'{sharp} of {planned}' if sharp < planned else sharp} of the sharp decoder"
+    last = records[-1]
+    # Runs of versions that did not compare them keep what they have.
+    if last["val_perceptual"] >= last.get("val_faithful_perceptual", math.inf):
+        text += ", left out, as its validation images are no closer to the originals by features"
+    return text
 
 
 def constant_image_mse(

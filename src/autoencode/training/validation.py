@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -75,7 +76,10 @@ def validate_decoder(
     images: int,
     processes: Processes,
 ) -> Record:
-    """Choose how much detail is drawn; return the losses of the second decoder, by their names.
+    """Choose how much detail is drawn; return what was measured with it, by its name in the metrics.
+
+    Where it raises the perceptual distance, the model is left without the second decoder: KID by a network
+    that trained nothing rises, too (docs/results.md).
 
     Args:
         phase: holds the decoder.
@@ -91,6 +95,14 @@ def validate_decoder(
             sums += measure(views).flatten() * local.counted
         return processes.total(sums) / images
 
+    if phase.faithful_distance is None:
+        phase.faithful_distance = means(partial(phase.validate, decoder="faithful"), 2)[1].item()
     phase.choose_detail(means(phase.detail_terms, 9).view(3, 3))
     error, distance = means(phase.validate, 2).tolist()
-    return {"val_sharp_mse": error, "val_perceptual": distance}
+    if distance >= phase.faithful_distance:
+        phase.model.sharp_decoder = None
+    return {
+        "val_sharp_mse": error,
+        "val_perceptual": distance,
+        "val_faithful_perceptual": phase.faithful_distance,
+    }
