@@ -22,6 +22,7 @@ from autoencode import (
     export,
     export_onnx,
 )
+from autoencode.models.detail import Refinement
 
 SIZE = Preprocessing(16, 32, "pad", (1, 2, 3))
 IMAGES = torch.rand(5, 3, 16, 32, generator=torch.Generator().manual_seed(7))
@@ -87,6 +88,8 @@ def test_either_decoder_is_exported_as_the_model_decodes(
     model.sharp_decoder.last_weight.data.mul_(3)
     if detail is not None:
         model.sharp_decoder.detail = torch.tensor(detail)
+        model.sharp_decoder.refinement = refinement = Refinement().eval()
+        torch.nn.init.normal_(refinement.last.weight, std=0.1)
     decoded = []
     for name in ("sharp", "faithful"):
         export_onnx(model, tmp_path / name, decoder=name)  # type: ignore[arg-type]

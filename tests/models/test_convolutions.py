@@ -1,10 +1,8 @@
 """The paper's halves against its description, layer by layer; the residual ones: shapes and linear start."""
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
 from autoencode.models import convolutions
@@ -18,7 +16,6 @@ from autoencode.models.convolutions import (
     ResidualDecoder,
     ResidualEncoder,
     computes_by_onednn,
-    parts_of_detail,
     pooling_of,
 )
 
@@ -246,27 +243,3 @@ def test_features_of_the_encoder_cover_the_deepest_grid() -> None:
     torch.manual_seed(0)
     encoder = ResidualEncoder((4, 6, 8), batch_norm=False)
     assert encoder(torch.rand(2, 3, 32, 48)).shape == (2, 8 * 2 * 3)
-
-
-@pytest.mark.parametrize(
-    ("size", "deviation", "radius"), [((16, 24), 1.2, 4), ((64, 200), 1.2, 4), ((130, 128), 2.4, 8)]
-)
-def test_the_coarse_part_of_detail_is_what_a_gaussian_of_scipy_keeps_of_it(
-    size: tuple[int, int], deviation: float, radius: int
-) -> None:
-    generator = torch.Generator().manual_seed(0)
-    faithful, sharp = (torch.rand(2, 3, *size, generator=generator) for _ in range(2))
-    fine, coarse = parts_of_detail(faithful, sharp)
-    deviations = (0, 0, deviation, deviation)
-    expected = gaussian_filter((sharp - faithful).numpy(), deviations, mode="nearest", radius=radius)
-    np.testing.assert_allclose(coarse, expected, atol=1e-5)
-    torch.testing.assert_close(fine + coarse, sharp - faithful)
-
-
-def test_detail_is_divided_in_fp32_where_the_rest_is_in_bf16() -> None:
-    """Grouped convolutions of these sizes in bf16 took minutes."""
-    faithful, sharp = torch.rand(2, 3, 128, 128), torch.rand(2, 3, 128, 128)
-    expected = parts_of_detail(faithful, sharp)
-    with torch.autocast("cpu", torch.bfloat16):
-        found = parts_of_detail(faithful, sharp)
-    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))

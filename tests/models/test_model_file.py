@@ -22,6 +22,7 @@ from autoencode import (
     load_model,
     save_model,
 )
+from autoencode.models.detail import Refinement
 from autoencode.models.model_file import FORMAT_VERSION, as_model, read_tensors, write_tensors
 
 
@@ -231,7 +232,13 @@ def test_a_sharp_decoder_is_kept_and_a_file_of_the_version_before_is_one_without
     part = load_model(tmp_path / "part.safetensors")
     assert not torch.equal(part.decode(codes), loaded.decode(codes))
     assert torch.equal(part.decode(codes), model.decode(codes))
-    model.sharp_decoder.detail = None
+    model.sharp_decoder.refinement = refinement = Refinement()
+    torch.nn.init.normal_(refinement.last.weight, std=0.1)
+    save_model(tmp_path / "refined.safetensors", model, {})
+    refined = load_model(tmp_path / "refined.safetensors")
+    assert not torch.equal(refined.decode(codes), part.decode(codes))
+    torch.testing.assert_close(refined.decode(codes), model.decode(codes))
+    model.sharp_decoder.detail = model.sharp_decoder.refinement = None
     for decoder in ("faithful", "sharp"):
         assert torch.equal(loaded.decode(codes, decoder), model.decode(codes, decoder))
     assert not torch.equal(loaded.decode(codes, "faithful"), loaded.decode(codes, "sharp"))

@@ -187,17 +187,6 @@ def test_the_pull_of_each_scale_is_that_of_its_averages() -> None:
     torch.testing.assert_close(both, by_halved + by_own, rtol=1e-3, atol=1e-8)
 
 
-def test_detail_is_enlarged_before_it_is_convolved() -> None:
-    torch.manual_seed(0)
-    convolution, shown = module._DetailConvolution(3, 5, 3), images(side=12)
-    patches = nn.functional.unfold(shown, 3).unflatten(1, (3, 9))  # (B, C, 9, places)
-    means = patches.mean(2, keepdim=True)
-    enlarged = (means + 9 * (patches - means)).flatten(1, 2)
-    assert convolution.bias is not None
-    expected = convolution.weight.flatten(1) @ enlarged + convolution.bias[:, None]
-    torch.testing.assert_close(convolution(shown).flatten(2), expected, rtol=1e-4, atol=1e-4)
-
-
 def test_faint_detail_is_learnt_from_in_few_steps() -> None:
     critic, generator, losses = Critic(32, 32, FP32, seed=1), torch.Generator().manual_seed(0), []
     for step in range(60):

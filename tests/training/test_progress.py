@@ -87,9 +87,9 @@ def test_the_epochs_of_a_run_are_said_in_the_numbers_that_were_asked_for() -> No
         "then 1 of 2 of the sharp decoder"
     )
     assert epochs_in_words(run, [*records, sharp, sharp]).endswith("; then 2 of the sharp decoder")
-    for faithful, is_left_out in ((1.1, False), (1.0, True)):
-        last = sharp | {"val_faithful_perceptual": faithful}
-        assert ("left out" in epochs_in_words(run, [*records, sharp, last])) == is_left_out
+    for is_kept in (0.0, 1.0):
+        last = sharp | {"sharp_is_kept": is_kept}
+        assert ("left out" in epochs_in_words(run, [*records, sharp, last])) == (not is_kept)
     assert epochs_in_words(run, records[:3]) == "3 of 20; the model is of epoch 2"
     assert epochs_in_words(run_of(**settings | {"early_stopping": 0}), records[:3]) == "3 of 20"
     assert epochs_in_words(run, []) == "0 of 20"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from autoencode.configuration import DecoderName
 from autoencode.data.sources import read_batches
 from autoencode.errors import ConfigError, check_choice
-from autoencode.models.convolutions import parts_of_detail
+from autoencode.models.detail import parts_of_detail
 from autoencode.models.image_model import ImageModel, Output, Posterior
 from autoencode.models.networks import Halves, ModelConfig
 from autoencode.pixels import to_float

@@ -26,12 +26,6 @@ from torch import Tensor, nn
 
 CHANNELS = 3
 
-# Detail of a sharp decoder counts as coarse where a Gaussian of this deviation keeps it, for images whose
-# shorter side is at most _COARSE_SIDE, and in proportion to the side above it. At equal error a smaller
-# deviation gives images more fine detail and a worse KID (docs/log.md).
-_COARSE_PX, _COARSE_SIDE = 1.2, 64
-
-
 _FEW_CHANNELS = 16  # fewer than a register holds values in bf16
 
 
@@ -65,15 +59,18 @@ class ImageDecoder(nn.Module):
     Attributes:
         linear: the part that maps a code to an image linearly, or None.
         detail: (2,), of a second decoder: the shares, 0 to 1, of the fine and of the coarse part of what its
-            images add to those of the first that are drawn; None for all of both. See `parts_of_detail`.
+            images add to those of the first that are drawn; None for all of both. See `detail`.
+        refinement: of a second decoder: the last step of its images, a `detail.Refinement`; or None.
     """
 
     linear: LinearDecoder | None
     detail: Tensor | None
+    refinement: nn.Module | None
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("detail", None)
+        self.refinement = None
 
     @property
     def last_weight(self) -> nn.Parameter:
@@ -84,33 +81,6 @@ class ImageDecoder(nn.Module):
     def starting_mse(self) -> float:
         """Mean squared error per image value that training starts from; 1 where the weights are random."""
         return 1.0
-
-
-def parts_of_detail(faithful: Tensor, sharp: Tensor) -> tuple[Tensor, Tensor]:
-    """Split what a sharp image adds to a faithful one into a fine and a coarse part, each (B, 3, H, W).
-
-    The coarse part is what a Gaussian of 1.2 pixels keeps, or of 1.2 s / 64 where the shorter side s is above
-    64.
-
-    Args:
-        faithful: images (B, 3, H, W) of the first decoder.
-        sharp: those of the second.
-    """
-    added = (sharp - faithful).float().contiguous()
-    deviation = _COARSE_PX * max(1.0, min(added.shape[2:]) / _COARSE_SIDE)
-    # Each channel as an image of its own, in fp32: grouped convolutions in bf16 can take minutes on a CPU.
-    with torch.autocast(added.device.type, enabled=False):
-        channels = added.flatten(0, 1)[:, None]
-        coarse = smoothed(channels, deviation, reach=math.ceil(3 * deviation)).view(added.shape)
-    return added - coarse, coarse
-
-
-def smoothed(maps: Tensor, sigma_px: float, reach: int) -> Tensor:
-    """Return maps (B, 1, H, W) blurred by a Gaussian, cut off beyond `reach` pixels, edges repeated."""
-    weights = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=maps.device) / sigma_px).square())
-    weights = weights / weights.sum()
-    maps = F.conv2d(F.pad(maps, (reach, reach, 0, 0), mode="replicate"), weights.view(1, 1, 1, -1))
-    return F.conv2d(F.pad(maps, (0, 0, reach, reach), mode="replicate"), weights.view(1, 1, -1, 1))
 
 
 class Encoder(nn.Module):
@@ -186,7 +156,8 @@ class Decoder(ImageDecoder):
     def forward(self, codes: Tensor) -> Tensor:
         """Map (B, D) to images (B, 3, H, W), each value in (0, 1)."""
         features = self.expand(codes).unflatten(1, self.grid)
-        return torch.sigmoid(self.layers(features.contiguous(memory_format=torch.channels_last)))
+        images = torch.sigmoid(self.layers(features.contiguous(memory_format=torch.channels_last)))
+        return images if self.refinement is None else self.refinement(images.float())
 
     @property
     def last_weight(self) -> nn.Parameter:
@@ -207,7 +178,7 @@ LINEAR_CELLS = 64 * 64  # and to no more than this: PCA takes memory of (3 * cel
 _BEYOND = 0.1  # slope beyond black and white; with 0 nothing would ever bring values back
 
 # Mean and spread of natural images, roughly: convolutions see values around 0 of size 1.
-_MEAN, _SPREAD = 0.5, 0.25
+MEAN, SPREAD = 0.5, 0.25
 
 
 def pooling_of(height: int, width: int) -> int:
@@ -296,7 +267,7 @@ class ResidualBlock(nn.Module):
                 self.layers.append(nn.BatchNorm2d(channels))
             self.layers.append(nn.SiLU())
             self.layers.append(nn.Conv2d(channels, channels, 3, padding=1))
-        _start_at_zero(self.layers[-1])
+        start_at_zero(self.layers[-1])
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, C, H, W) to the same."""
@@ -343,8 +314,8 @@ class ResidualDecoder(ImageDecoder):
         self.blocks = nn.ModuleList(ResidualBlock(width, batch_norm) for width in widths)
         self.up = nn.ModuleList(nn.Conv2d(deeper, 4 * width, 1) for width, deeper in pairwise(widths))
         self.out = nn.Conv2d(widths[0], CHANNELS * PATCH**2, 3, padding=1)
-        _start_at_zero(self.out)
-        self.register_buffer("scale", torch.tensor(_SPREAD))
+        start_at_zero(self.out)
+        self.register_buffer("scale", torch.tensor(SPREAD))
 
     def forward(self, codes: Tensor) -> Tensor:
         """Map codes to images."""
@@ -362,6 +333,8 @@ class ResidualDecoder(ImageDecoder):
                 features = F.pixel_shuffle(self.up[depth - 1](features), 2)
         added = F.pixel_shuffle(self.out(F.silu(features)), PATCH)
         images = linear + self.scale * added.float()
+        if self.refinement is not None:
+            images = self.refinement(images)
         return torch.lerp(images.clamp(0, 1), images, _BEYOND)
 
     @property
@@ -377,10 +350,11 @@ class ResidualDecoder(ImageDecoder):
 
 def _patches(images: Tensor) -> Tensor:
     """(B, 3, H, W) -> (B, 3 P^2, H/P, W/P), values around 0."""
-    patches = F.pixel_unshuffle((images - _MEAN) / _SPREAD, PATCH)
+    patches = F.pixel_unshuffle((images - MEAN) / SPREAD, PATCH)
     return patches.contiguous(memory_format=torch.channels_last)
 
 
-def _start_at_zero(layer: nn.Module) -> None:
+def start_at_zero(layer: nn.Module) -> None:
+    """Set all parameters to 0."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)

@@ -28,6 +28,7 @@ from autoencode.data.preprocessing import Preprocessing
 from autoencode.errors import AutoencodeError, ConfigError, ModelFileError, other_version
 from autoencode.models.autoencoder import Autoencoder, Kept
 from autoencode.models.bundled import BUNDLED_PATH, path_of_model
+from autoencode.models.detail import Refinement
 from autoencode.models.networks import ModelConfig
 from autoencode.models.priors import GaussianMixture
 from autoencode.models.restorer import Restorer
@@ -174,8 +175,9 @@ def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tens
 
 
 MODEL_NAME = "model.safetensors"
-# 4 may have normal images, 3 a sharp decoder, and a file of 2 is one without; 1 had other names for settings.
-FORMAT_VERSION, _READABLE = 4, (2, 3)
+# Sharp decoders may be refined from 5 on; 4 may have normal images, 3 a sharp decoder, and a file of 2 is one
+# without; 1 had other names for settings.
+FORMAT_VERSION, _READABLE = 5, (2, 3, 4)
 SHARP = "sharp_decoder."  # before the names of the weights of that decoder, where there is one
 # Before the names of other tensors; no weight has a slash in its name.
 PRIOR, REFERENCE = "prior/", "reference/"
@@ -353,6 +355,8 @@ def model_of_parts(path: Path, weights: Mapping[str, torch.Tensor], content: Map
                 model.sharp_decoder = copy.deepcopy(model.decoder)
                 if f"{SHARP}detail" in weights:  # files made before it existed draw all of it
                     model.sharp_decoder.detail = torch.ones(2)
+                if any(name.startswith(f"{SHARP}refinement.") for name in weights):
+                    model.sharp_decoder.refinement = Refinement()
         own = {name: weight for name, weight in weights.items() if not name.startswith(PRIOR)}
         _check_types(own, model.state_dict())
         model.load_state_dict(own, assign=True)

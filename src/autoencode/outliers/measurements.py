@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoencode.metrics.latents import gaussian_log_likelihood, kl
-from autoencode.models.convolutions import smoothed
+from autoencode.models.detail import smoothed
 from autoencode.outliers.patches import SHORT_SIDES, Seen, see
 from autoencode.outliers.scores import AUTO, Score, scores_for
 from autoencode.pixels import SIGMA2_FLOOR

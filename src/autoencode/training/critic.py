@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from autoencode.data.loader import random_seed
 from autoencode.models.convolutions import CHANNELS
+from autoencode.models.detail import DetailConvolution
 from autoencode.training.adversarial import adversarial_loss, discriminator_loss
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 # the phase: the critic learns first. docs/log.md has other values.
 RATIO, START, RISE = 0.8, 0.1, 0.1
 
-_DETAIL = 9  # factor on the detail of patches (docs/log.md has others)
 _WIDTHS = (32, 32, 64, 128)  # of its convolutions: the first keeps the size of images, each other halves it
 _RATE, _DECAYS = 1e-3, (0.5, 0.99)  # of Adam
 _PENALTY = 1.0  # on the squared slope at real images (Mescheder et al. 2018, equation 9)
@@ -146,23 +146,8 @@ def between(codes: Tensor, step: int, seed: int) -> Tensor:
     return mean + angles.cos() * (codes - mean) + angles.sin() * (codes[partners] - mean)
 
 
-class _DetailConvolution(nn.Conv2d):
-    """A 3x3 convolution of patches whose detail, the difference from their mean, is amplified by `_DETAIL`.
-
-    The detail that decoded images lack has a small amplitude: without this, a critic of photographs learns
-    nothing in its first 200 steps (docs/log.md).
-    """
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map (B, C, H, W) to features (B, out_channels, H, W)."""
-        # The map that enlarges detail is symmetric: applied to the weights it gives the same products.
-        mean = self.weight.mean((2, 3), keepdim=True)
-        weight = mean + _DETAIL * (self.weight - mean)
-        return F.conv2d(images, weight, self.bias, padding=self.padding)
-
-
 def _network(side: int) -> nn.Sequential:
-    layers: list[nn.Module] = [_DetailConvolution(CHANNELS, _WIDTHS[0], 3, padding=1), nn.LeakyReLU(0.2)]
+    layers: list[nn.Module] = [DetailConvolution(CHANNELS, _WIDTHS[0], 3, padding=1), nn.LeakyReLU(0.2)]
     # Each halves the image, whose shorter side is left with a value at least.
     widths = _WIDTHS[: 1 + int(math.log2(side))]
     for inputs, outputs in pairwise(widths):

@@ -339,7 +339,8 @@ class Loop:
         state, count = self.state, len(self.validation_rows)
         batches = partial(self._local_batches, self.validation_rows)
         if state.perceptual:
-            return validate_decoder(state.perceptual, self.objective, batches, count, self.processes)
+            counts = count, len(self.images)
+            return validate_decoder(state.perceptual, self.objective, batches, *counts, self.processes)
         return validate(state.averaged, self.objective, batches(), count, state.step - 1, self.processes)
 
     def _keep(self, record: Record) -> None:

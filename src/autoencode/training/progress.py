@@ -201,10 +201,8 @@ def epochs_in_words(run: RunSettings, records: Sequence[Record]) -> str:
     if not sharp:
         return text
     text += f"; then {f'{sharp} of {planned}' if sharp < planned else sharp} of the sharp decoder"
-    last = records[-1]
-    # Runs of versions that did not compare them keep what they have.
-    if last["val_perceptual"] >= last.get("val_faithful_perceptual", math.inf):
-        text += ", left out, as its validation images are no closer to the originals by features"
+    if not records[-1].get("sharp_is_kept", 1):  # which runs of earlier versions lack
+        text += ", left out, as it draws validation images worse than the faithful one"
     return text
 
 

@@ -74,16 +74,15 @@ def validate_decoder(
     objective: Objective,
     batches: Callable[[], Batches],
     images: int,
+    train_images: int,
     processes: Processes,
 ) -> Record:
     """Choose how much detail is drawn; return what was measured with it, by its name in the metrics.
 
-    Where it raises the perceptual distance, the model is left without the second decoder: KID by a network
-    that trained nothing rises, too (docs/results.md).
-
     Args:
         phase: holds the decoder.
-        batches: yields those of `validate`; called twice.
+        batches: yields those of `validate`; called several times.
+        train_images: the number of images it was trained on.
         objective, images, processes: as for `validate`.
     """
 
@@ -99,10 +98,9 @@ def validate_decoder(
         phase.faithful_distance = means(partial(phase.validate, decoder="faithful"), 2)[1].item()
     phase.choose_detail(means(phase.detail_terms, 9).view(3, 3))
     error, distance = means(phase.validate, 2).tolist()
-    if distance >= phase.faithful_distance:
-        phase.model.sharp_decoder = None
     return {
         "val_sharp_mse": error,
         "val_perceptual": distance,
         "val_faithful_perceptual": phase.faithful_distance,
+        "sharp_is_kept": float(phase.keep_if_closer(distance, train_images)),
     }
