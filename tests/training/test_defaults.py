@@ -98,7 +98,8 @@ def test_a_small_folder_gets_enough_steps_and_a_preset_of_the_paper_keeps_its_nu
         (64, 300, 1000, 200),
         (128, 300, 500, 100),  # 200 s: two minutes on two cores
         (128, 32, 200, 100),  # no more than 200 epochs
-        (64, 600, 1800, 226),  # more steps help more images for longer; an eighth
+        (64, 600, 1800, 389),  # more steps help more images for longer
+        (128, 650, 975, 210),
         (64, 1500, 3000, 640),  # a critic has to learn first
         (256, 1500, 750, 320),
         (128, 16_000, 5000, 625),  # ten epochs, and an eighth

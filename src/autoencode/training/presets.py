@@ -111,10 +111,12 @@ _PATIENCE = 25
 _LEAST_RESTORER_STEPS = 3_000
 
 
-# Batches for a critic to learn first, and those of a folder with few images, for a first try. Reconstructions
-# of emoji have a KID of 0.323 after 320 batches, 0.238 after 640 and 0.245 after 1,208 (docs/results.md).
-_LEAST_PERCEPTUAL_BATCHES, _PERCEPTUAL_BATCHES_OF_FEW, _FEW_IMAGES = 640, 200, 1_000
-_LEAST_OF_LARGE = 320  # batches for large images: after fewer, a critic has hardly begun to distinguish
+# Batches of the perceptual phase: of few images, for a first try, of many, as a critic has to learn first,
+# and in proportion between. Reconstructions of emoji had a KID of 0.323 after 320 batches, 0.238 after 640
+# and 0.245 after 1,208 (docs/results.md).
+_FEW_IMAGES, _BATCHES_OF_FEW = 300, 200
+_MANY_IMAGES, _BATCHES_OF_MANY = 1_000, 640
+_LEAST_OF_LARGE = 320  # of many large images: after fewer, a critic has hardly begun to distinguish
 
 
 _MOST_EPOCHS = 200  # each is validated and saved
@@ -203,9 +205,9 @@ def adapted(
         config = replace(config, epochs=epochs)
         chosen.append(f"{epochs} epochs{' at most' if config.early_stopping else ''}")
         if config.perceptual and "perceptual" not in given:
-            few = images < _FEW_IMAGES
-            of_many = max(_LEAST_PERCEPTUAL_BATCHES * smaller, _LEAST_OF_LARGE)
-            batches = _PERCEPTUAL_BATCHES_OF_FEW * smaller if few else of_many
+            many = min(1.0, max(0.0, (images - _FEW_IMAGES) / (_MANY_IMAGES - _FEW_IMAGES)))
+            batches = _BATCHES_OF_FEW + many * (_BATCHES_OF_MANY - _BATCHES_OF_FEW)
+            batches = max(smaller * batches, many * _LEAST_OF_LARGE)
             share = batches / (steps * config.epochs)
             config = replace(config, perceptual=round(max(config.perceptual, min(1.0, share)), 3))
     if not can_sharpen:
