@@ -66,7 +66,8 @@ def test_images_are_of_the_decoder_that_was_asked_for(tmp_path: Path) -> None:
             np.testing.assert_array_equal(made.pixels, to_pixels(model.decode(made.codes, name)))
         assert not np.array_equal(made.pixels, draw().pixels)
     with pytest.raises(ConfigError, match="decoder"):
-        generate(model, 1, decoder="soft")  # type: ignore[arg-type]
+        generate(model, 1, tmp_path / "none", decoder="soft")  # type: ignore[arg-type]
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize("kind", ["autoencoder", "vae"])

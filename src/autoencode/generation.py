@@ -9,7 +9,7 @@ import contextlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoencode.atomic import check_output, claim_folder, make_folder, write_json
+from autoencode.configuration import DecoderName
 from autoencode.data.loader import batches, random_seed
 from autoencode.data.preprocessing import WRITABLE, save_image
 from autoencode.errors import ConfigError, MissingExtraError, check_choice
@@ -31,7 +32,7 @@ from autoencode.pixels import to_float, to_pixels
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from autoencode.configuration import DecoderName, PriorName
+    from autoencode.configuration import PriorName
     from autoencode.data.pack import Pack, Progress
 
 
@@ -100,13 +101,14 @@ def generate(
 
     Raises:
         ModelFileError: there is no usable model at the path.
-        ConfigError: the model has no such prior, or a number is out of range.
+        ConfigError: the model has no such prior, there is no such decoder, or a number is out of range.
         OutputError: `out` is not empty and holds no earlier samples, or cannot be written.
     """
     model = as_model(model)
     if count < 1:
         raise ConfigError(f"The number of images is {count}; it must be at least 1.")
     name, chosen = _chosen(model, prior, temperature)
+    check_choice("decoder", decoder, get_args(DecoderName))
     folder = None if out is None else Path(out)
     if folder is not None:
         claim_folder(folder, SETTINGS_NAME, "samples")
@@ -114,7 +116,8 @@ def generate(
     note = smear_note(name, float(model.provenance.get(LIKENESS, {}).get(name, 0)))
     made = Samples(to_pixels(model.decode(codes, decoder)), codes, name, note)
     if folder is not None:
-        settings = {"model": model.digest, "temperature": temperature, "seed": seed, "decoder": decoder}
+        used = decoder if model.sharp_decoder is not None else "faithful"
+        settings = {"model": model.digest, "temperature": temperature, "seed": seed, "decoder": used}
         _write(folder, made, settings)
     return made
 

@@ -49,8 +49,8 @@ def test_train_ends_with_a_model_its_curves_and_a_sheet(
     assert lines.index("pack") < lines.index(epochs[0].partition(":")[0])
     assert "epochs: 2 of 2; then 1 of the sharp decoder\n" in result.out
     assert re.search(
-        r"quality: PSNR \d+\.\d dB on \d+ (test|validation) images, of the sharp decoder \d+\.\d, "
-        r"PCA of the same size \d+\.\d; "
+        r"quality: PSNR \d+\.\d dB on \d+ (test|validation) images by the faithful decoder, "
+        r"\d+\.\d by the sharp one, PCA of the same size \d+\.\d; "
         r"\d+ training images are few",
         result.out,
     )

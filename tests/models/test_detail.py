@@ -35,7 +35,7 @@ def test_detail_is_divided_in_fp32_where_the_rest_is_in_bf16() -> None:
 
 def test_detail_is_enlarged_before_it_is_convolved() -> None:
     torch.manual_seed(0)
-    convolution, shown = DetailConvolution(3, 5, 3), torch.rand(2, 3, 12, 12)
+    convolution, shown = DetailConvolution(3, 5), torch.rand(2, 3, 12, 12)
     patches = F.unfold(shown, 3).unflatten(1, (3, 9))  # (B, C, 9, places)
     means = patches.mean(2, keepdim=True)
     enlarged = (means + 9 * (patches - means)).flatten(1, 2)

@@ -232,12 +232,24 @@ def test_a_sharp_decoder_is_kept_and_a_file_of_the_version_before_is_one_without
     part = load_model(tmp_path / "part.safetensors")
     assert not torch.equal(part.decode(codes), loaded.decode(codes))
     assert torch.equal(part.decode(codes), model.decode(codes))
+    tensors, content, _ = read_tensors(tmp_path / "part.safetensors", "model", FORMAT_VERSION, ModelFileError)
+    rest = {name: value for name, value in content.items() if name not in ("kind", "version")}
+    write_tensors(tmp_path / "before.safetensors", "model", 4, tensors, rest)
+    assert torch.equal(load_model(tmp_path / "before.safetensors").decode(codes), part.decode(codes))
     model.sharp_decoder.refinement = refinement = Refinement()
     torch.nn.init.normal_(refinement.last.weight, std=0.1)
     save_model(tmp_path / "refined.safetensors", model, {})
     refined = load_model(tmp_path / "refined.safetensors")
     assert not torch.equal(refined.decode(codes), part.decode(codes))
     torch.testing.assert_close(refined.decode(codes), model.decode(codes))
+    tensors, content, _ = read_tensors(
+        tmp_path / "refined.safetensors", "model", FORMAT_VERSION, ModelFileError
+    )
+    del tensors["sharp_decoder.refinement.middle.bias"]
+    rest = {name: value for name, value in content.items() if name not in ("kind", "version")}
+    write_tensors(tmp_path / "damaged.safetensors", "model", FORMAT_VERSION, tensors, rest)
+    with pytest.raises(ModelFileError, match="does not hold a usable model"):
+        load_model(tmp_path / "damaged.safetensors")
     model.sharp_decoder.detail = model.sharp_decoder.refinement = None
     for decoder in ("faithful", "sharp"):
         assert torch.equal(loaded.decode(codes, decoder), model.decode(codes, decoder))

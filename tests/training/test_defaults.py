@@ -102,6 +102,7 @@ def test_a_small_folder_gets_enough_steps_and_a_preset_of_the_paper_keeps_its_nu
         (128, 650, 975, 210),
         (64, 1500, 3000, 640),  # a critic has to learn first
         (256, 1500, 750, 320),
+        (256, 650, 487, 160),
         (128, 16_000, 5000, 625),  # ten epochs, and an eighth
     ],
 )

@@ -378,7 +378,9 @@ def test_a_step_in_micro_batches_is_the_step_of_the_whole_batch(
     expected, records = (read_metrics(loop.out) for loop in (whole, divided))
     assert len(records) == whole.config.all_epochs
     for one, other in zip(expected, records, strict=True):
-        for name in one.keys() - {"seconds", "images_per_second", "input_wait", "active_units"}:
+        # The last two are counted or decided at a threshold, which a rounding can cross.
+        apart = {"seconds", "images_per_second", "input_wait", "active_units", "sharp_is_kept"}
+        for name in one.keys() - apart:
             # Adamax and AdamW make whole steps of what little a gradient has at first; features are in bf16.
             rel = 5e-3 if "perceptual" in name or "sharp" in name else 1e-3
             assert other[name] == pytest.approx(one[name], rel=rel, abs=1e-7), name

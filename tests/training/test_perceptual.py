@@ -6,6 +6,7 @@ import copy
 import math
 import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,9 @@ from autoencode.data.loader import LocalBatch
 from autoencode.models import efficientnet
 from autoencode.models.backbones import BACKBONE
 from autoencode.models.convolutions import ResidualDecoder
+from autoencode.models.detail import Refinement
 from autoencode.pixels import to_float
-from autoencode.training import critic, loop, perceptual
+from autoencode.training import checkpoint, critic, loop, perceptual
 from autoencode.training.config import TrainConfig
 from autoencode.training.distributed import Processes
 from autoencode.training.objective import Objective, Views
@@ -87,7 +89,7 @@ def test_the_phase_changes_the_second_decoder_alone(sharp: Run, plain: Run) -> N
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
     added = after.keys() - before.keys() - {"sharp_decoder.detail"}
     refining = {name for name in added if name.startswith("sharp_decoder.refinement.")}
-    assert refining
+    assert after["sharp_decoder.refinement.last.weight"].abs().max() > 0  # where it began
     added -= refining
     assert {name.removeprefix("sharp_") for name in added} == {
         name for name in before if name.startswith("decoder.")
@@ -174,6 +176,8 @@ def test_a_step_follows_the_sum_of_its_terms(
     model, images = load_model(plain.model_path), validation_images(tiny_pack)[:4]
     phase = begin(model, 3, 4, choose_runtime("cpu", "fp32"))
     phase.scale = 0.7
+    assert isinstance(phase.decoder.refinement, Refinement)
+    nn.init.normal_(phase.decoder.refinement.last.weight, std=0.05)  # or no gradient passes it
     [judge] = copy.deepcopy(phase.critic.network)
     for optimizer in (phase.optimizer, phase.critic.optimizer):
         monkeypatch.setattr(optimizer, "step", lambda: None)
@@ -281,6 +285,24 @@ def test_a_run_stopped_in_the_phase_or_before_it_continues_with_the_same_bytes(
     assert run.model_path.read_bytes() == sharp.model_path.read_bytes()
     assert [one["step"] for one in run.metrics] == [one["step"] for one in sharp.metrics]
     assert train(tiny_pack.path, out, resume=True).metrics == run.metrics  # finished: nothing is done
+
+
+def test_a_run_of_a_version_without_refinement_is_continued_without(
+    tiny_pack: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "start_perceptual", partial(checkpoint.start_perceptual, is_refined=False))
+        with pytest.raises(KeyboardInterrupt):
+            interrupt = interrupt_at(3, 2)
+            train(tiny_pack.path, tmp_path / "run", perceptual=0.7, progress=interrupt, **SETTINGS)
+    train(tiny_pack.path, tmp_path / "run", resume=True)
+    decoder = load_model(tmp_path / "run").sharp_decoder
+    assert decoder is not None
+    assert decoder.refinement is None
+    train(tiny_pack.path, tmp_path / "run", resume=True, epochs=3)
+    decoder = load_model(tmp_path / "run").sharp_decoder
+    assert decoder is not None
+    assert decoder.refinement is not None
 
 
 def test_more_epochs_learn_the_second_decoder_anew(sharp: Run, tiny_pack: Pack, tmp_path: Path) -> None:

@@ -225,7 +225,7 @@ def _say_quality(found: Evaluation, images: int) -> None:
         return
     text = f"PSNR {own.value:.1f} dB on {counted(found.images, f'{found.split} image')}"
     if found.sharp and found.sharp.psnr_db:
-        text += f", of the sharp decoder {found.sharp.psnr_db.value:.1f}"
+        text += f" by the faithful decoder, {found.sharp.psnr_db.value:.1f} by the sharp one"
     if pca:
         text += f", PCA of the same size {pca.value:.1f}"
     if images < FEW_IMAGES:

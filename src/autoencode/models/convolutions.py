@@ -59,8 +59,8 @@ class ImageDecoder(nn.Module):
     Attributes:
         linear: the part that maps a code to an image linearly, or None.
         detail: (2,), of a second decoder: the shares, 0 to 1, of the fine and of the coarse part of what its
-            images add to those of the first that are drawn; None for all of both. See `detail`.
-        refinement: of a second decoder: the last step of its images, a `detail.Refinement`; or None.
+            images add to those of the first that are drawn; None for all of both; see `models.detail`.
+        refinement: of a second decoder: the last step of its images, a `models.detail.Refinement`; or None.
     """
 
     linear: LinearDecoder | None
@@ -74,7 +74,7 @@ class ImageDecoder(nn.Module):
 
     @property
     def last_weight(self) -> nn.Parameter:
-        """Weight of the last convolution, which paints the image."""
+        """Weight of the convolution that paints the image, before it is refined."""
         raise NotImplementedError
 
     @property
@@ -134,7 +134,7 @@ def computes_by_onednn(images: Tensor) -> bool:
 
 
 class Decoder(ImageDecoder):
-    """(B, D) -> (B, 3, H, W) in (0, 1): a linear layer, n transposed convolutions, sigmoid."""
+    """(B, D) -> (B, 3, H, W): a linear layer, n transposed convolutions, sigmoid."""
 
     def __init__(
         self, code_size: int, widths: tuple[int, ...], grid: tuple[int, int], batch_norm: bool
@@ -154,7 +154,7 @@ class Decoder(ImageDecoder):
         self.layers.extend([last, Bias(last)])
 
     def forward(self, codes: Tensor) -> Tensor:
-        """Map (B, D) to images (B, 3, H, W), each value in (0, 1)."""
+        """Map (B, D) to images (B, 3, H, W), each value in (0, 1) but for what a refinement adds."""
         features = self.expand(codes).unflatten(1, self.grid)
         images = torch.sigmoid(self.layers(features.contiguous(memory_format=torch.channels_last)))
         return images if self.refinement is None else self.refinement(images.float())

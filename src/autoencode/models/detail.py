@@ -54,7 +54,14 @@ class DetailConvolution(nn.Conv2d):
 
     Detail that images lack, and grain that they should not have, have a small amplitude: a network that sees
     images as they are is blind to both for hundreds of steps (docs/log.md).
+
+    Args:
+        inputs, outputs: channels.
+        padding: of zeros around the images, pixels.
     """
+
+    def __init__(self, inputs: int, outputs: int, padding: int = 0) -> None:
+        super().__init__(inputs, outputs, 3, padding=padding)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map (B, C, H, W) to features (B, out_channels, h, w)."""
@@ -68,12 +75,12 @@ class Refinement(nn.Module):
     """Decoded images (B, 3, H, W) -> the same with less grain and cleaner edges; at first unchanged.
 
     A decoder paints squares of a few pixels and in each knows little of the next: plain parts get grain, and
-    edges steps. Here each pixel is corrected by the 7x7 around it.
+    edges steps. Here each pixel is corrected by the 7x7 around it, as far as that is within the image.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.first = DetailConvolution(CHANNELS, _REFINED_WIDTH, 3)
+        self.first = DetailConvolution(CHANNELS, _REFINED_WIDTH)
         self.middle = nn.Conv2d(_REFINED_WIDTH, _REFINED_WIDTH, 3, padding=1)
         self.last = nn.Conv2d(_REFINED_WIDTH, CHANNELS, 3, padding=1)
         start_at_zero(self.last)
@@ -81,7 +88,7 @@ class Refinement(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Map float32 images, about in [0, 1], to such images."""
         scaled = F.pad((images - MEAN) / SPREAD, (1, 1, 1, 1), mode="replicate")
-        # In fp32: grain has the size of a step of bf16.
+        # Not in bf16, whose steps are as large as grain.
         with torch.autocast(images.device.type, enabled=False):
             features = self.first(scaled.contiguous(memory_format=torch.channels_last))
         features = self.middle(F.silu(features))

@@ -110,9 +110,9 @@ def initial_state(run: RunSettings, runtime: Runtime, processes: Processes) -> T
 
 
 def start_perceptual(
-    state: TrainState, folder: Path, config: TrainConfig, runtime: Runtime
+    state: TrainState, folder: Path, config: TrainConfig, runtime: Runtime, *, is_refined: bool = True
 ) -> PerceptualPhase:
-    """Begin the perceptual phase, on the model that the run would leave without it."""
+    """Begin the perceptual phase, on the model that the run would leave without it; see `begin`."""
     assert isinstance(state.averaged, Autoencoder)
     first = state.averaged
     if config.early_stopping:  # the best epoch need not be the last
@@ -121,7 +121,7 @@ def start_perceptual(
         best.sharp_decoder = None  # of a phase that is continued
         first = copy.deepcopy(first)
         first.load_state_dict(best.state_dict())
-    state.perceptual = begin(first, config.seed, config.batch_size, runtime)
+    state.perceptual = begin(first, config.seed, config.batch_size, runtime, is_refined=is_refined)
     return state.perceptual
 
 
@@ -263,7 +263,9 @@ def load_checkpoint(folder: Path, state: TrainState, config: TrainConfig, runtim
             _restore(adversary.optimizer, without_prefix("discriminator_optimizer/", tensors))
             adversary.sums = _like(adversary.sums, tensors["discriminator_sums"])
         if "perceptual" in content:
-            phase = start_perceptual(state, folder, config, runtime)
+            # Earlier versions refined no images.
+            is_refined = any(name.startswith("sharp/refinement.") for name in tensors)
+            phase = start_perceptual(state, folder, config, runtime, is_refined=is_refined)
             _restore_perceptual(phase, content["perceptual"], tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as err:
         reason = (str(err).splitlines() or [type(err).__name__])[0].rstrip(".:")

@@ -147,7 +147,7 @@ def between(codes: Tensor, step: int, seed: int) -> Tensor:
 
 
 def _network(side: int) -> nn.Sequential:
-    layers: list[nn.Module] = [DetailConvolution(CHANNELS, _WIDTHS[0], 3, padding=1), nn.LeakyReLU(0.2)]
+    layers: list[nn.Module] = [DetailConvolution(CHANNELS, _WIDTHS[0], padding=1), nn.LeakyReLU(0.2)]
     # Each halves the image, whose shorter side is left with a value at least.
     widths = _WIDTHS[: 1 + int(math.log2(side))]
     for inputs, outputs in pairwise(widths):

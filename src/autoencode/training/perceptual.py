@@ -7,8 +7,8 @@ do not ask for, detail (see `critic`). The encoder is frozen, so that codes, ind
 are; the first decoder, of the lower squared error, is kept. After each epoch validation images decide how
 much of what the second adds is drawn: perception is bought with error (Blau & Michaeli 2018), and between
 two decoders the least error for the distance to real images is on the line between their images (Freirich
-et al. 2021). None is drawn where it takes new images further from the originals, as a decoder of few images
-does, which learns these by heart.
+et al. 2021). A decoder of few images may learn these by heart: it is left out where it takes validation
+images further from the originals.
 
 Shapes: B batch, C channels, H height, W width. Images are (B, 3, H, W) in [0, 1].
 """
@@ -35,6 +35,7 @@ from autoencode.models.detail import Refinement, parts_of_detail
 from autoencode.training.adversarial import SMALLEST_NORM
 from autoencode.training.critic import Critic, between, ratio_at, scales
 from autoencode.training.losses import LOG_FLOOR, mse_loss
+from autoencode.training.presets import FEW_IMAGES
 
 if TYPE_CHECKING:
     from autoencode.configuration import DecoderName
@@ -52,10 +53,6 @@ _RATE = 1e-3  # 2e-3 comes about as far in half the steps of 6e-4, 4e-3 diverges
 # Size of the perceptual term relative to the squared error, where the phase starts: the pixels only keep
 # colours in place. With 15 the PSNR is 0.04 dB higher, and KID worse (docs/results.md).
 _WEIGHT = 50.0
-# Training images up to which a decoder may have learnt these by heart. KID by a network that trained nothing
-# agrees for folders of 44 to 230 images, of two kinds; with 700 photographs it falls where the perceptual
-# distance rises (docs/results.md).
-FEW_IMAGES = 300
 STEP_IMAGES = 16  # of a batch that one step takes: half as many images come as far in as many steps
 # How much lower the PSNR of sharp validation images may be than that of faithful ones, dB. Detail that a code
 # does not know costs as much error as it adds energy, so a limit has to be chosen: faces have 0.43 of the
@@ -154,6 +151,7 @@ class PerceptualPhase:
             by_rest = local.weight * torch.cat([by_rest, torch.zeros_like(by_rest)])
             by_critic, judged = critic.judge(views.target, decoded, local, step, self.seed)
             pulled.append((decoded, by_rest, local.weight * by_critic))
+            # Where the image is painted, before it is refined: there both gradients reach the whole decoder.
             for total, gradient in zip(norms, pulled[-1][1:], strict=True):
                 total += torch.autograd.grad(decoded, self.decoder.last_weight, gradient, retain_graph=True)[
                     0
@@ -231,6 +229,8 @@ class PerceptualPhase:
     def choose_detail(self, terms: Tensor) -> None:
         """Draw as much detail as costs at most `LOSS_DB` of the mean PSNR, fine before coarse.
 
+        The model then draws it, until `decide_whether_kept`.
+
         The limit is one on the mean ratio of squared errors, whose logarithm is no less than the mean loss.
 
         Args:
@@ -261,8 +261,8 @@ class PerceptualPhase:
         distance = perceptual_distances(decoded, views.target).mean()
         return in_fp64(torch.stack([mse_loss(views.target, decoded), distance]))
 
-    def keep_if_closer(self, distance: float, images: int) -> bool:
-        """Leave the model without the second decoder where that draws new images worse than the first.
+    def decide_whether_kept(self, distance: float, images: int) -> bool:
+        """Give the model the second decoder, or none where that learnt few images by heart.
 
         Args:
             distance: perceptual distance of validation images by the second decoder.
@@ -270,7 +270,7 @@ class PerceptualPhase:
                 a code does not know raises the distance of each image, and lowers that of the whole set.
 
         Returns:
-            Whether it is kept.
+            Whether it is kept: if images are many, or the distance is below that of the first decoder.
         """
         assert self.faithful_distance is not None
         is_kept = images > FEW_IMAGES or distance < self.faithful_distance
@@ -288,15 +288,24 @@ class PerceptualPhase:
         return record | {"train_perceptual": distance, "critic_loss": judged}
 
 
-def begin(model: Autoencoder, seed: int, batch_size: int, runtime: Runtime) -> PerceptualPhase:
-    """Return the phase before its first step: the second decoder draws what the first does."""
+def begin(
+    model: Autoencoder, seed: int, batch_size: int, runtime: Runtime, *, is_refined: bool = True
+) -> PerceptualPhase:
+    """Return the phase before its first step: the second decoder draws what the first does.
+
+    Args:
+        model: the trained model, which stays as it is.
+        seed, batch_size, runtime: of the run.
+        is_refined: whether the second decoder ends with a `Refinement`.
+    """
     own = copy.deepcopy(model).requires_grad_(False).eval()
     second = copy.deepcopy(own.decoder).requires_grad_(True)
     second.detail = torch.ones(2, device=second.last_weight.device)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(random_seed("refinement", seed))
-        second.refinement = Refinement()
-    runtime.model_to_device(second)
+    if is_refined:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(random_seed("refinement", seed))
+            second.refinement = Refinement()
+        runtime.model_to_device(second)
     own.sharp_decoder = second
     groups = own.groups_of(second, second.linear)
     optimizer = torch.optim.AdamW(groups, _RATE, betas=(0.5, 0.99), weight_decay=0.01)

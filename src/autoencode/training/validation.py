@@ -102,5 +102,5 @@ def validate_decoder(
         "val_sharp_mse": error,
         "val_perceptual": distance,
         "val_faithful_perceptual": phase.faithful_distance,
-        "sharp_is_kept": float(phase.keep_if_closer(distance, train_images)),
+        "sharp_is_kept": float(phase.decide_whether_kept(distance, train_images)),
     }
