@@ -115,7 +115,7 @@ _LEAST_RESTORER_STEPS = 3_000
 # and in proportion between. Reconstructions of emoji had a KID of 0.323 after 320 batches, 0.238 after 640
 # and 0.245 after 1,208. Up to so few images a sharp decoder may learn them by heart: KID by a network that
 # trained nothing agrees with the perceptual distance of new images for folders of 44 to 230 images, of two
-# kinds; with 700 photographs it falls where that distance rises (docs/results.md).
+# kinds; with 730 photographs it falls where that distance rises (docs/results.md).
 FEW_IMAGES, _BATCHES_OF_FEW = 300, 200
 _MANY_IMAGES, _BATCHES_OF_MANY = 1_000, 640
 _LEAST_OF_LARGE = 320  # of many large images: after fewer, a critic has hardly begun to distinguish

@@ -201,8 +201,9 @@ def epochs_in_words(run: RunSettings, records: Sequence[Record]) -> str:
     if not sharp:
         return text
     text += f"; then {f'{sharp} of {planned}' if sharp < planned else sharp} of the sharp decoder"
-    if sharp >= planned and not records[-1].get("sharp_is_kept", 1):  # runs of earlier versions lack it
-        text += ", left out, as its perceptual distance on validation images is not below the faithful one's"
+    if not records[-1].get("sharp_is_kept", 1):  # runs of earlier versions lack it
+        text += f", left out{' so far' if sharp < planned else ''}, as its perceptual distance on validation "
+        text += "images is not below the faithful one's"
     return text
 
 
