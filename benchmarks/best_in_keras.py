@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoencode import Autoencoder
-from autoencode.models.convolutions import _BEYOND, _MEAN, _SPREAD, PATCH
+from autoencode.models.convolutions import _BEYOND, MEAN, PATCH, SPREAD
 
 Weight = NDArray[np.float32]
 
@@ -39,7 +39,7 @@ def best_in_keras(keras: Any, model: Autoencoder) -> Any:  # noqa: ANN401
         return layers.Add()([features, inner])
 
     def patches(images: Any) -> Any:  # noqa: ANN401
-        return SpaceToDepth(PATCH)(layers.Rescaling(1 / _SPREAD, -_MEAN / _SPREAD)(images))
+        return SpaceToDepth(PATCH)(layers.Rescaling(1 / SPREAD, -MEAN / SPREAD)(images))
 
     class SpaceToDepth(layers.Layer):
         def __init__(self, side: int) -> None:
