@@ -5,6 +5,7 @@ import json
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -96,6 +97,12 @@ def test_a_safetensors_file_of_somebody_else_is_rejected(tmp_path: Path) -> None
         load_model(tmp_path / "theirs")
 
 
+def parts_of(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Return the tensors and the content of a model file, as `write_tensors` takes them."""
+    tensors, content, _ = read_tensors(path, "model", FORMAT_VERSION, ModelFileError)
+    return tensors, {name: value for name, value in content.items() if name not in ("kind", "version")}
+
+
 @pytest.mark.parametrize(
     ("version", "message"),
     [
@@ -109,9 +116,8 @@ def test_a_safetensors_file_of_somebody_else_is_rejected(tmp_path: Path) -> None
 def test_a_file_of_another_version_is_rejected_with_what_to_do(
     version: int, message: str, path: Path
 ) -> None:
-    tensors, content, _ = read_tensors(path, "model", FORMAT_VERSION, ModelFileError)
-    rest = {name: value for name, value in content.items() if name not in ("kind", "version")}
-    write_tensors(path, "model", version, tensors, rest)
+    tensors, content = parts_of(path)
+    write_tensors(path, "model", version, tensors, content)
     with pytest.raises(ModelFileError, match=f"^{path} was written by {message}"):
         load_model(path)
 
@@ -123,19 +129,17 @@ def test_a_checkpoint_is_not_a_model(tmp_path: Path) -> None:
 
 
 def test_a_configuration_that_names_a_huge_network_is_rejected_before_it_takes_memory(path: Path) -> None:
-    tensors, content, _ = read_tensors(path, "model", FORMAT_VERSION, ModelFileError)
+    tensors, content = parts_of(path)
     content["config"]["code_size"] = 10**9
-    rest = {name: value for name, value in content.items() if name not in ("kind", "version")}
-    write_tensors(path, "model", FORMAT_VERSION, tensors, rest)
+    write_tensors(path, "model", FORMAT_VERSION, tensors, content)
     with pytest.raises(ModelFileError, match="usable model"):
         load_model(path)
 
 
 def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(path: Path) -> None:
-    tensors, content, _ = read_tensors(path, "model", FORMAT_VERSION, ModelFileError)
-    rest = {name: value for name, value in content.items() if name not in ("kind", "version")}
+    tensors, content = parts_of(path)
     tensors["to_mean.bias"][0] = float("nan")
-    write_tensors(path, "model", FORMAT_VERSION, tensors, rest)
+    write_tensors(path, "model", FORMAT_VERSION, tensors, content)
     with pytest.raises(ModelFileError, match="not finite"):
         load_model(path)
     before, model = path.read_bytes(), build()
@@ -164,10 +168,9 @@ def test_a_prior_with_a_part_missing_is_rejected(tmp_path: Path) -> None:
     model, path = build(), tmp_path / "model.safetensors"
     model.prior = GaussianMixture(torch.ones(1), torch.zeros(1, 6), torch.eye(6)[None])
     save_model(path, model, {})
-    tensors, content, _ = read_tensors(path, "model", FORMAT_VERSION, ModelFileError)
+    tensors, content = parts_of(path)
     del tensors["prior/means"]
-    rest = {name: value for name, value in content.items() if name not in ("kind", "version")}
-    write_tensors(path, "model", FORMAT_VERSION, tensors, rest)
+    write_tensors(path, "model", FORMAT_VERSION, tensors, content)
     with pytest.raises(ModelFileError, match="usable model"):
         load_model(path)
 
@@ -180,10 +183,9 @@ def test_the_metadata_is_readable_with_safetensors_alone(path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.float8_e4m3fn, torch.int64, torch.bool])
 def test_weights_of_another_type_are_rejected(kind: torch.dtype, path: Path) -> None:
-    tensors, content, _ = read_tensors(path, "model", FORMAT_VERSION, ModelFileError)
-    rest = {name: value for name, value in content.items() if name not in ("kind", "version")}
+    tensors, content = parts_of(path)
     tensors["to_mean.bias"] = tensors["to_mean.bias"].to(kind)
-    write_tensors(path, "model", FORMAT_VERSION, tensors, rest)
+    write_tensors(path, "model", FORMAT_VERSION, tensors, content)
     with pytest.raises(ModelFileError, match=r"to_mean\.bias is of type"):
         load_model(path)
 
@@ -212,9 +214,8 @@ def test_a_sharp_decoder_is_kept_and_a_file_of_the_version_before_is_one_without
     codes = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
     plain = tmp_path / "plain.safetensors"
     save_model(plain, model, {})
-    tensors, content, _ = read_tensors(plain, "model", FORMAT_VERSION, ModelFileError)
-    rest = {name: value for name, value in content.items() if name not in ("kind", "version")}
-    write_tensors(plain, "model", 2, tensors, rest)
+    tensors, content = parts_of(plain)
+    write_tensors(plain, "model", 2, tensors, content)
     before = load_model(plain)
     assert before.sharp_decoder is None
     assert torch.equal(before.decode(codes), model.decode(codes))
@@ -232,9 +233,8 @@ def test_a_sharp_decoder_is_kept_and_a_file_of_the_version_before_is_one_without
     part = load_model(tmp_path / "part.safetensors")
     assert not torch.equal(part.decode(codes), loaded.decode(codes))
     assert torch.equal(part.decode(codes), model.decode(codes))
-    tensors, content, _ = read_tensors(tmp_path / "part.safetensors", "model", FORMAT_VERSION, ModelFileError)
-    rest = {name: value for name, value in content.items() if name not in ("kind", "version")}
-    write_tensors(tmp_path / "before.safetensors", "model", 4, tensors, rest)
+    tensors, content = parts_of(tmp_path / "part.safetensors")
+    write_tensors(tmp_path / "before.safetensors", "model", 4, tensors, content)
     assert torch.equal(load_model(tmp_path / "before.safetensors").decode(codes), part.decode(codes))
     model.sharp_decoder.refinement = refinement = Refinement()
     torch.nn.init.normal_(refinement.last.weight, std=0.1)
@@ -242,12 +242,9 @@ def test_a_sharp_decoder_is_kept_and_a_file_of_the_version_before_is_one_without
     refined = load_model(tmp_path / "refined.safetensors")
     assert not torch.equal(refined.decode(codes), part.decode(codes))
     torch.testing.assert_close(refined.decode(codes), model.decode(codes))
-    tensors, content, _ = read_tensors(
-        tmp_path / "refined.safetensors", "model", FORMAT_VERSION, ModelFileError
-    )
+    tensors, content = parts_of(tmp_path / "refined.safetensors")
     del tensors["sharp_decoder.refinement.middle.bias"]
-    rest = {name: value for name, value in content.items() if name not in ("kind", "version")}
-    write_tensors(tmp_path / "damaged.safetensors", "model", FORMAT_VERSION, tensors, rest)
+    write_tensors(tmp_path / "damaged.safetensors", "model", FORMAT_VERSION, tensors, content)
     with pytest.raises(ModelFileError, match="does not hold a usable model"):
         load_model(tmp_path / "damaged.safetensors")
     model.sharp_decoder.detail = model.sharp_decoder.refinement = None

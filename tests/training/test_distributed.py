@@ -139,9 +139,8 @@ def test_the_losses_of_three_processes_are_those_of_one(
     assert len(found) == len(expected) == 2 + (name == "best")
     for ours, theirs in zip(found, expected, strict=True):
         if "val_perceptual" in theirs:
-            ours["sharp_is_kept"] = theirs[
-                "sharp_is_kept"
-            ]  # decided at a threshold, which a rounding can cross
+            # Decided at a threshold, which a rounding can cross.
+            ours["sharp_is_kept"] = theirs["sharp_is_kept"]
             assert ours == pytest.approx(theirs, rel=1e-2)
             continue
         assert ours == pytest.approx(theirs, rel=1e-3)

@@ -62,6 +62,14 @@ SettingsFile = Annotated[
     Path | None,
     typer.Option(help="A file of settings, as `autoencode config` prints it, or the run.toml of a run."),
 ]
+EarlyStopping = Annotated[
+    int | None,
+    typer.Option(
+        help="Stop after so many epochs without a lower validation loss; keep the best. Default: never; "
+        "best and best-vae, on fewer than 9,600 images: a third of the epochs, 25 at most.",
+        min=1,
+    ),
+]
 Assignments = Annotated[
     list[str] | None,
     typer.Option(
@@ -89,14 +97,7 @@ def train(
     ] = None,
     seed: Annotated[int | None, typer.Option(help=about(TrainConfig, "seed", "0"))] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
-    early_stopping: Annotated[
-        int | None,
-        typer.Option(
-            help="Stop after so many epochs without a lower validation loss; keep the best. Default: never; "
-            "best and best-vae, on fewer than 9,600 images: a third of the epochs, 25 at most.",
-            min=1,
-        ),
-    ] = None,
+    early_stopping: EarlyStopping = None,
     init: Annotated[
         str | None,
         typer.Option(
